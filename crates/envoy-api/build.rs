@@ -8,6 +8,8 @@
 
 #[path = "build/roots.rs"]
 mod roots;
+#[path = "build/rules.rs"]
+mod rules;
 #[path = "build/sources.rs"]
 mod sources;
 
@@ -27,10 +29,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folders = sources::include_folders(workspace.join("proto"))?;
     let sources = sources::Sources::load(roots::ROOTS, &folders)?;
     let mut compiler = protox::Compiler::with_file_resolver(sources);
-    compiler
-        .include_source_info(false)
-        .include_imports(true)
-        .open_files(roots::ROOTS)?;
+    compiler.include_source_info(false).include_imports(true).open_files(roots::ROOTS)?;
+
+    std::fs::write(out.join("rules.rs"), rules::tables(&compiler.descriptor_pool())?)?;
 
     // Decoding into prost's types drops custom options: the embedded descriptors stay small.
     let mut descriptors = compiler.file_descriptor_set();

@@ -35,11 +35,7 @@ pub(crate) struct Sources {
 pub(crate) fn include_folders(ours: PathBuf) -> Result<Vec<PathBuf>, Failure> {
     let package = package_folder("envoy-types")?;
     let mut folders = vec![ours];
-    folders.extend(
-        FOLDERS
-            .iter()
-            .map(|folder| package.join("proto").join(folder)),
-    );
+    folders.extend(FOLDERS.iter().map(|folder| package.join("proto").join(folder)));
     Ok(folders)
 }
 
@@ -68,10 +64,7 @@ fn package_folder(name: &str) -> Result<PathBuf, Failure> {
         .find(|package| package["name"] == name)
         .and_then(|package| package["manifest_path"].as_str())
         .ok_or_else(|| format!("package {name} is not in Cargo.lock"))?;
-    Ok(Path::new(manifest)
-        .parent()
-        .unwrap_or(Path::new(""))
-        .to_path_buf())
+    Ok(Path::new(manifest).parent().unwrap_or(Path::new("")).to_path_buf())
 }
 
 // === impl Sources ===
@@ -91,9 +84,7 @@ impl Sources {
                 .find(|candidate| candidate.exists())
                 .ok_or_else(|| format!("{path} is in no include folder"))?;
             let text = std::fs::read_to_string(found)?;
-            let file = File::from_source(&path, &text)?
-                .file_descriptor_proto()
-                .clone();
+            let file = File::from_source(&path, &text)?.file_descriptor_proto().clone();
             open.extend(file.dependency.iter().cloned());
             files.insert(path, file);
         }
@@ -113,11 +104,7 @@ impl Sources {
             for message in &file.message_type {
                 collect(file.package(), message, &mut types);
             }
-            types.extend(
-                file.enum_type
-                    .iter()
-                    .map(|e| join(file.package(), e.name())),
-            );
+            types.extend(file.enum_type.iter().map(|e| join(file.package(), e.name())));
         }
         for file in self.files.values_mut() {
             let package = file.package().to_owned();
@@ -149,11 +136,7 @@ fn is_google(path: &str) -> bool {
 }
 
 fn join(scope: &str, name: &str) -> String {
-    if scope.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{scope}.{name}")
-    }
+    if scope.is_empty() { name.to_owned() } else { format!("{scope}.{name}") }
 }
 
 fn collect(scope: &str, message: &DescriptorProto, types: &mut HashSet<String>) {
@@ -176,11 +159,7 @@ fn absolute_message(message: &mut DescriptorProto, scope: &str, types: &HashSet<
 }
 
 fn absolute_field(field: &mut FieldDescriptorProto, scope: &str, types: &HashSet<String>) {
-    let Some(name) = field
-        .type_name
-        .as_mut()
-        .filter(|name| !name.starts_with('.'))
-    else {
+    let Some(name) = field.type_name.as_mut().filter(|name| !name.starts_with('.')) else {
         return;
     };
     let mut scope = Some(scope);

@@ -41,10 +41,7 @@ pub enum UnpackError {
 impl Any {
     /// Encode a message.
     pub fn pack<M: Message + Name>(message: &M) -> Self {
-        Self {
-            type_url: M::type_url(),
-            value: message.encode_to_vec().into(),
-        }
+        Self { type_url: M::type_url(), value: message.encode_to_vec().into() }
     }
 
     /// Decode as `M`. Errors: another type, or bytes that are no `M`.
@@ -103,15 +100,9 @@ mod tests {
 
     #[test]
     fn a_message_survives_and_another_type_is_refused() {
-        let cluster = Cluster {
-            name: "a".to_owned(),
-            ..Default::default()
-        };
+        let cluster = Cluster { name: "a".to_owned(), ..Default::default() };
         let any = Any::pack(&cluster);
-        assert_eq!(
-            any.type_url,
-            "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-        );
+        assert_eq!(any.type_url, "type.googleapis.com/envoy.config.cluster.v3.Cluster");
         assert_eq!(any.unpack::<Cluster>(), Ok(cluster));
         assert_eq!(
             any.unpack::<ClusterLoadAssignment>(),

@@ -13,6 +13,10 @@
 //! ```
 
 pub mod any;
+pub mod bootstrap;
+pub mod check;
+pub mod config_source;
+pub mod json;
 pub mod resource;
 
 mod generated {

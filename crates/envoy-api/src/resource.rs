@@ -152,10 +152,7 @@ impl fmt::Debug for ContentHash {
 impl ResourceRef {
     /// A reference to the resource of this type and name.
     pub fn new(resource_type: ResourceType, name: impl Into<Arc<str>>) -> Self {
-        Self {
-            resource_type,
-            name: name.into(),
-        }
+        Self { resource_type, name: name.into() }
     }
 }
 
@@ -310,9 +307,6 @@ mod tests {
         assert_eq!(one.refs().len(), 2);
         assert_eq!(&one.body()[..], b"body");
         assert!(one.delta_entry().ends_with(&one.sotw_entry()));
-        assert_eq!(
-            ContentHash::parse(&one.version().to_string()),
-            Some(one.version())
-        );
+        assert_eq!(ContentHash::parse(&one.version().to_string()), Some(one.version()));
     }
 }
