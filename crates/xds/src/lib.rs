@@ -1,0 +1,16 @@
+//! The xDS server: offers each stream the resources of its scope, and remembers what it holds.
+//!
+//! In: `Publication`s of encoded resources, and a scope per stream. Out: ADS, delta and
+//! state-of-the-world; rejections, notices and a status per stream.
+//!
+//! **Invariant:** knows names, references, versions, bytes and opaque scope ids; never a mesh.
+
+pub mod publication;
+pub mod session;
+
+pub use envoy_api::{ContentHash, EncodedResource, ResourceRef, ResourceType};
+pub use publication::{Publication, Publisher, ScopeEdit, ScopeId, ScopeView};
+pub use session::{
+    DeltaRequest, Notice, Rejection, Response, Session, Settings, SotwRequest, SotwSession,
+    TypeStatus,
+};

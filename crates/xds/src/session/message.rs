@@ -1,0 +1,127 @@
+//! What goes into a session and what comes out of it, free of any wire format.
+//!
+//! **Invariant:** no protobuf type and no clock; time is a `Duration` since the stream began.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_api::{ContentHash, EncodedResource, ResourceRef, ResourceType};
+
+/// A delta request of one type.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeltaRequest {
+    /// Names to subscribe to; `*` = everything.
+    pub subscribe: Vec<String>,
+    /// Names to unsubscribe from.
+    pub unsubscribe: Vec<String>,
+    /// What the proxy holds from an earlier stream: name → version text.
+    pub initial_resource_versions: BTreeMap<String, String>,
+    /// The response that this answers; empty = none.
+    pub nonce: String,
+    /// Set = that response was rejected.
+    pub error: Option<String>,
+}
+
+/// A state-of-the-world request of one type.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SotwRequest {
+    /// Every name that the proxy wants now.
+    pub names: Vec<String>,
+    /// The response that this answers; empty = none.
+    pub nonce: String,
+    /// Set = that response was rejected.
+    pub error: Option<String>,
+}
+
+/// A response that is to be written now.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// Type of all resources in it.
+    pub resource_type: ResourceType,
+    /// Unique on the stream across types.
+    pub nonce: String,
+    /// Version of what the proxy will hold of this type; for people in delta.
+    pub version: String,
+    /// Added or changed resources; in SotW all that the response shall contain.
+    pub resources: Vec<Arc<EncodedResource>>,
+    /// Removed or missing names; always empty in SotW.
+    pub removed: Vec<Arc<str>>,
+}
+
+/// A response that the proxy refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Type of the response.
+    pub resource_type: ResourceType,
+    /// Its nonce.
+    pub nonce: String,
+    /// The suspects: all resources of the response, or those that the error names. `None` =
+    /// the removal of the name was refused.
+    pub resources: Vec<(Arc<str>, Option<ContentHash>)>,
+    /// Whether the error is about exactly one resource, which is now parked until it changes.
+    pub parked: bool,
+    /// What the proxy said.
+    pub error: String,
+}
+
+/// Something the controller should tell an operator: a wait that ended by its time limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Sent although what it refers to is not held.
+    SentBeforeReference {
+        /// What was sent.
+        resource: ResourceRef,
+        /// What is missing.
+        missing: Vec<ResourceRef>,
+    },
+    /// Removed although something held may still refer to it.
+    RemovedWhileReferenced {
+        /// What was removed.
+        resource: ResourceRef,
+    },
+}
+
+/// Limits of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Longest wait of an addition for its references and of a removal for its referrers.
+    pub gate: Duration,
+    /// Longest wait of what a warming listener waits for: routes, and the first LDS answer.
+    /// Envoy gives up after 15 s.
+    pub first_gate: Duration,
+    /// Time from the start of the stream in which references to clusters count although CDS
+    /// was not asked for yet: after a reconnect Envoy asks for CDS last.
+    pub ask_grace: Duration,
+    /// Bytes of resources after which a response is split.
+    pub response_bytes: usize,
+    /// Age of an un-ACKed response at which the status says stale.
+    pub stale: Duration,
+    /// Types whose explicitly named resources are sent after a reconnect even when the proxy
+    /// already holds their version (R56 to the letter).
+    pub resend_on_reconnect: Vec<ResourceType>,
+}
+
+// === impl Settings ===
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            gate: Duration::from_secs(20),
+            first_gate: Duration::from_secs(10),
+            ask_grace: Duration::from_millis(500),
+            response_bytes: 2 << 20,
+            stale: Duration::from_secs(60),
+            resend_on_reconnect: Vec::new(),
+        }
+    }
+}
+
+// === impl Response ===
+
+impl Response {
+    /// Bytes of the resources.
+    pub fn resource_bytes(&self) -> usize {
+        self.resources.iter().map(|r| r.delta_entry().len()).sum()
+    }
+}

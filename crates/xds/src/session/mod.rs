@@ -1,0 +1,354 @@
+//! One delta stream as a state machine: requests and views in, responses out.
+//!
+//! In: requests, the view of the stream's scope, the time. Out: responses in the order in which
+//! they must be written, rejections and notices for the controller, a status for people.
+//!
+//! The state is the difference between what is wanted and what is held, never a queue of events:
+//! a slow client finds the newest state when it reads again.
+//!
+//! **Invariant:** does no I/O and reads no clock; `now` is the time since the stream began.
+
+mod claims;
+mod gate;
+mod message;
+mod plan;
+mod reject;
+mod sotw;
+mod state;
+mod status;
+mod stub;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_api::{ContentHash, ResourceType};
+
+pub use message::{DeltaRequest, Notice, Rejection, Response, Settings, SotwRequest};
+pub use sotw::SotwSession;
+pub use status::TypeStatus;
+
+use crate::publication::ScopeView;
+use state::{Held, TypeState};
+
+/// The protocol state of one delta stream.
+#[derive(Debug)]
+pub struct Session {
+    settings: Settings,
+    /// State-of-the-world: responses of CDS and LDS are full sets, children are never removed.
+    full_sets: bool,
+    now: Duration,
+    view: Option<Arc<ScopeView>>,
+    types: [TypeState; 6],
+    last_nonce: u64,
+    outbox: VecDeque<(u64, Response)>,
+    /// Whether something happened since the last plan.
+    dirty: bool,
+    /// When the first wait ends by its limit.
+    deadline: Option<Duration>,
+    notices: Vec<Notice>,
+    rejections: Vec<Rejection>,
+}
+
+// === impl Session ===
+
+impl Session {
+    /// A stream without subscriptions and without a view.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            full_sets: false,
+            now: Duration::ZERO,
+            view: None,
+            types: Default::default(),
+            last_nonce: 0,
+            outbox: VecDeque::new(),
+            dirty: false,
+            deadline: None,
+            notices: Vec::new(),
+            rejections: Vec::new(),
+        }
+    }
+
+    /// Work in a request.
+    pub fn on_request(
+        &mut self,
+        now: Duration,
+        resource_type: ResourceType,
+        request: DeltaRequest,
+    ) {
+        self.now = now;
+        self.dirty = true;
+        let first = !self.state(resource_type).seen;
+        if first {
+            self.begin(resource_type, &request);
+        } else if !request.nonce.is_empty() {
+            self.settle(resource_type, &request.nonce, request.error.clone());
+        }
+        for name in request.subscribe {
+            match name.as_str() {
+                "*" => self.subscribe_all(resource_type),
+                _ => self.subscribe(resource_type, name.into(), first),
+            }
+        }
+        for name in &request.unsubscribe {
+            match name.as_str() {
+                "*" => self.unsubscribe_all(resource_type),
+                _ => self.unsubscribe(resource_type, name),
+            }
+        }
+    }
+
+    /// Take over the newest view; the same view again costs nothing.
+    pub fn on_view(&mut self, now: Duration, view: &Arc<ScopeView>) {
+        self.now = now;
+        if self.view.as_ref().is_some_and(|v| Arc::ptr_eq(v, view)) {
+            return;
+        }
+        self.dirty = true;
+        let earlier = self.view.replace(view.clone());
+        for resource_type in ResourceType::ALL {
+            let names = view.changed_since(earlier.as_ref(), resource_type);
+            if resource_type == ResourceType::Cluster {
+                // Whether endpoints exist depends on whether their cluster does.
+                let endpoints = self.state_mut(ResourceType::Endpoints);
+                let named = names.iter().filter(|n| endpoints.names.contains(*n)).cloned();
+                let named: Vec<_> = named.collect();
+                endpoints.todo.extend(named);
+            }
+            let state = self.state_mut(resource_type);
+            if state.seen {
+                state.todo.extend(names);
+            }
+        }
+        if earlier.is_none() {
+            // What initial versions said could not be compared until now.
+            for resource_type in ResourceType::ALL {
+                self.recognise(resource_type);
+                let state = self.state_mut(resource_type);
+                let held: Vec<_> = state.held.iter().map(|(name, _)| name.clone()).collect();
+                state.todo.extend(held);
+            }
+        }
+    }
+
+    /// Time passed: look whether a wait has ended.
+    pub fn on_timer(&mut self, now: Duration) {
+        self.now = now;
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.dirty = true;
+        }
+    }
+
+    /// The next response to write, if any. What it carries is decided now, so ask only when it
+    /// can be written.
+    pub fn poll_output(&mut self) -> Option<Response> {
+        if std::mem::take(&mut self.dirty) {
+            self.plan();
+        }
+        self.outbox.pop_front().map(|(_, response)| response)
+    }
+
+    /// Whether `poll_output` may have something.
+    pub fn wants_output(&self) -> bool {
+        self.dirty || !self.outbox.is_empty()
+    }
+
+    /// When to call `on_timer`, at the latest.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// Notices since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Rejections since the last call.
+    pub fn take_rejections(&mut self) -> Vec<Rejection> {
+        std::mem::take(&mut self.rejections)
+    }
+
+    fn state(&self, resource_type: ResourceType) -> &TypeState {
+        &self.types[resource_type as usize]
+    }
+
+    fn state_mut(&mut self, resource_type: ResourceType) -> &mut TypeState {
+        &mut self.types[resource_type as usize]
+    }
+
+    /// The first request of a type: its nonce, if any, is of another stream.
+    fn begin(&mut self, resource_type: ResourceType, request: &DeltaRequest) {
+        let resend = self.settings.resend_on_reconnect.contains(&resource_type);
+        let everything = request.subscribe.iter().any(|name| name == "*")
+            || (request.subscribe.is_empty() && resource_type.is_wildcard_capable());
+        let state = self.state_mut(resource_type);
+        state.seen = true;
+        for (name, version) in &request.initial_resource_versions {
+            // A name in here is no subscription (R55): only what is asked for counts.
+            let named = request.subscribe.contains(name);
+            if !(everything || named) || (named && resend) {
+                continue;
+            }
+            // A version that is not ours differs from all of ours, so any number will do.
+            let version = ContentHash::parse(version).unwrap_or(ContentHash(0));
+            let held = Held { version, resource: None };
+            let name: Arc<str> = name.as_str().into();
+            state.todo.insert(name.clone());
+            state.held.insert(name, held);
+        }
+        self.recognise(resource_type);
+        if resource_type == ResourceType::RouteConfiguration {
+            // Hosts held from an earlier stream may belong to none of the names asked for now.
+            let hosts = self.state_mut(ResourceType::VirtualHost);
+            hosts.todo.extend(hosts.on_stream_names());
+        }
+        if request.subscribe.is_empty() && everything {
+            self.subscribe_all(resource_type);
+        }
+    }
+
+    /// Fill in the content of what an earlier stream sent, where it is what we have.
+    fn recognise(&mut self, resource_type: ResourceType) {
+        let Some(view) = self.view.clone() else {
+            return;
+        };
+        for (name, held) in self.state_mut(resource_type).held.iter_mut() {
+            let ours = view.get(resource_type, name);
+            if held.resource.is_none() {
+                held.resource = ours.filter(|r| r.version() == held.version).cloned();
+            }
+        }
+    }
+
+    fn subscribe_all(&mut self, resource_type: ResourceType) {
+        let view = self.view.clone();
+        let state = self.state_mut(resource_type);
+        if state.wildcard {
+            return;
+        }
+        state.wildcard = true;
+        state.empty_answer =
+            resource_type != ResourceType::VirtualHost && state.held.len() == 0 && !state.answered;
+        if let Some(view) = view {
+            let names = view.resources(resource_type).keys().cloned();
+            state.todo.extend(names);
+        }
+    }
+
+    fn subscribe(&mut self, resource_type: ResourceType, name: Arc<str>, first: bool) {
+        let state = self.state_mut(resource_type);
+        state.names.insert(name.clone());
+        // Held from an earlier stream: the proxy does not wait, it only says what it wants.
+        match first && state.held.contains(&name) {
+            true => state.todo.insert(name.clone()),
+            false => state.asked.insert(name.clone()),
+        };
+        if resource_type == ResourceType::RouteConfiguration {
+            self.revisit_hosts(&name);
+        }
+    }
+
+    fn unsubscribe(&mut self, resource_type: ResourceType, name: &str) {
+        let state = self.state_mut(resource_type);
+        let Some(name) = state.names.take(name) else {
+            return;
+        };
+        if state.wildcard {
+            // The proxy dropped its own interest and waits to hear what "*" says (R51).
+            state.asked.insert(name);
+        } else {
+            self.forget(resource_type, &name);
+        }
+    }
+
+    fn unsubscribe_all(&mut self, resource_type: ResourceType) {
+        let state = self.state_mut(resource_type);
+        state.wildcard = false;
+        state.empty_answer = false;
+        let mut dropped = state.on_stream_names();
+        dropped.extend(state.todo.iter().chain(&state.asked).cloned());
+        dropped.retain(|name| !state.names.contains(name));
+        for name in dropped {
+            self.forget(resource_type, &name);
+        }
+    }
+
+    /// Unsubscribed: no response may mention the name any more, also none that waits (R10).
+    fn forget(&mut self, resource_type: ResourceType, name: &Arc<str>) {
+        self.state_mut(resource_type).forget(name);
+        let full_sets = self.full_sets;
+        for (_, response) in &mut self.outbox {
+            if response.resource_type == resource_type {
+                response.resources.retain(|r| r.name() != name);
+                response.removed.retain(|n| n != name);
+            }
+        }
+        let state = &mut self.types[resource_type as usize];
+        self.outbox.retain(|(nonce, response)| {
+            let keep = response.resource_type != resource_type
+                || full_sets
+                || !(response.resources.is_empty() && response.removed.is_empty());
+            if !keep {
+                state.sent.remove(nonce);
+            }
+            keep
+        });
+        if resource_type == ResourceType::RouteConfiguration {
+            self.revisit_hosts(name);
+        }
+    }
+
+    /// An ACK or NACK. A nonce that is not in flight is stale and says nothing (R28).
+    fn settle(&mut self, resource_type: ResourceType, nonce: &str, error: Option<String>) {
+        let now = self.now;
+        let state = self.state_mut(resource_type);
+        let Ok(nonce) = nonce.parse() else { return };
+        let Some(sent) = state.sent.remove(&nonce) else {
+            return;
+        };
+        let names: Vec<_> = sent.items.keys().cloned().collect();
+        match error {
+            Some(error) => {
+                state.tally.rejected_at = Some(now);
+                let rejection = reject::reject(state, resource_type, nonce, sent, error);
+                self.rejections.push(rejection);
+            }
+            None => {
+                state.tally.acked += 1;
+                state.tally.acked_nonce = nonce;
+                state.tally.acked_at = Some(now);
+                for (name, resource) in sent.items {
+                    state.accept(nonce, name, resource);
+                }
+            }
+        }
+        if resource_type == ResourceType::RouteConfiguration {
+            for name in &names {
+                self.revisit_hosts(name);
+            }
+        }
+    }
+
+    /// A RouteConfiguration came or went: its virtual hosts may now be wanted, or not any more.
+    fn revisit_hosts(&mut self, route_configuration: &str) {
+        let state = &mut self.types[ResourceType::VirtualHost as usize];
+        if !state.seen {
+            return;
+        }
+        let of_this =
+            |name: &Arc<str>| crate::publication::parent_of(name) == Some(route_configuration);
+        let held = state.on_stream_names();
+        state.todo.extend(held.into_iter().filter(of_this));
+        if let Some(view) = &self.view {
+            let offered = view.virtual_hosts(route_configuration);
+            state.todo.extend(offered.map(|host| host.name().clone()));
+        }
+    }
+
+    /// The versions that the proxy holds of a type.
+    pub fn held(&self, resource_type: ResourceType) -> BTreeMap<Arc<str>, ContentHash> {
+        let held = self.state(resource_type).held.iter();
+        held.map(|(name, held)| (name.clone(), held.version)).collect()
+    }
+}

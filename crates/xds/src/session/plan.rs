@@ -1,0 +1,466 @@
+//! The plan: compare what is wanted with what is held, and write what may be written now.
+//!
+//! Per type, in push order:
+//! 1. every name on `todo`, `asked`, `owed` or `alone` becomes an addition, a removal, a missing
+//!    name, or nothing;
+//! 2. additions form groups that go together or not at all; a group waits for the references of
+//!    its members, up to a limit;
+//! 3. what the proxy waits for is answered at once; other additions go when no push is un-ACKed;
+//!    removals go after them, when nothing refers to them any more.
+//!
+//! **Invariant:** a response is decided here and nowhere else; additions and removals never
+//! share one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_api::{EncodedResource, ResourceRef, ResourceType};
+
+use super::message::{Notice, Response};
+use super::state::{Sent, Waiting};
+use super::{Session, stub};
+use crate::publication::{ScopeView, parent_of};
+
+/// What a proxy should have under a name.
+enum Want {
+    Resource(Arc<EncodedResource>),
+    Absent,
+    /// Whatever it has, if anything.
+    AsIs,
+}
+
+/// A resource that should be sent.
+pub(super) struct Addition {
+    pub(super) resource: Arc<EncodedResource>,
+    /// Not a push: asked for, child of a parent just sent, or a suspect on its own.
+    pub(super) exempt: bool,
+    pub(super) alone: bool,
+    /// Additions of one group go together.
+    pub(super) group: usize,
+    /// Takes a domain from another host of the same RouteConfiguration.
+    pub(super) takes: bool,
+    /// The other host cannot give the domain up now.
+    pub(super) conflict: bool,
+    missing: Vec<ResourceRef>,
+}
+
+/// What to do about one type.
+#[derive(Default)]
+struct Work {
+    additions: Vec<Addition>,
+    removals: Vec<Arc<str>>,
+    missing: Vec<Arc<str>>,
+}
+
+/// What the members of a group decide together.
+#[derive(Default)]
+struct Group {
+    exempt: bool,
+    /// Whether everything that is missing is at least on its way.
+    on_its_way: bool,
+    blocked_since: Option<Duration>,
+    ready: bool,
+}
+
+// === impl Addition ===
+
+impl Addition {
+    pub(super) fn new(resource: Arc<EncodedResource>, group: usize) -> Self {
+        Self {
+            resource,
+            exempt: false,
+            alone: false,
+            group,
+            takes: false,
+            conflict: false,
+            missing: Vec::new(),
+        }
+    }
+}
+
+// === impl Session ===
+
+impl Session {
+    pub(super) fn plan(&mut self) {
+        self.deadline = None;
+        let Some(view) = self.view.clone() else {
+            return;
+        };
+        for resource_type in ResourceType::ALL {
+            if self.state(resource_type).seen {
+                self.plan_type(resource_type, &view);
+            }
+        }
+    }
+
+    fn plan_type(&mut self, resource_type: ResourceType, view: &ScopeView) {
+        let mut work = self.compare(resource_type, view);
+        let nothing = work.additions.is_empty() && work.removals.is_empty();
+        if resource_type == ResourceType::VirtualHost {
+            self.link_claims(&mut work.additions, &mut work.removals);
+        }
+        let ready = self.pass_gate(resource_type, view, work.additions);
+        self.emit_missing(resource_type, work.missing);
+        let pushed = self.emit_additions(resource_type, view, ready);
+        if !pushed && !self.state(resource_type).is_busy() {
+            self.emit_removals(resource_type, work.removals);
+        }
+        if nothing && self.state(resource_type).empty_answer {
+            // The proxy waits for its first answer, even for an empty one (R42).
+            self.emit(resource_type, false, BTreeMap::new());
+        }
+    }
+
+    /// Step 1: sort the names into what is to be done about them.
+    fn compare(&mut self, resource_type: ResourceType, view: &ScopeView) -> Work {
+        let state = self.state(resource_type);
+        let names: BTreeSet<_> = [&state.todo, &state.asked, &state.owed, &state.alone]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        let mut work = Work::default();
+        let mut done = Vec::new();
+        for name in names {
+            let state = self.state(resource_type);
+            let asked = state.asked.contains(&name);
+            let alone = state.alone.contains(&name);
+            let owed = state.owed.contains(&name);
+            let expected = state.expected(&name);
+            match self.want(resource_type, view, &name, asked) {
+                Want::Resource(resource)
+                    if asked || owed || alone || expected != Some(resource.version()) =>
+                {
+                    let group = work.additions.len();
+                    work.additions.push(Addition {
+                        exempt: asked || owed || alone,
+                        alone,
+                        ..Addition::new(resource, group)
+                    });
+                }
+                Want::Absent | Want::AsIs if asked => work.missing.push(name),
+                Want::Absent if expected.is_some() => work.removals.push(name),
+                _ => done.push(name),
+            }
+        }
+        let state = self.state_mut(resource_type);
+        for name in done {
+            state.todo.remove(&name);
+            state.owed.remove(&name);
+            state.alone.remove(&name);
+            state.waiting.remove(&name);
+        }
+        self.group(resource_type, &mut work.additions);
+        work
+    }
+
+    /// A warming proxy gets all of its listeners, or all hosts of a new RouteConfiguration, or
+    /// none yet: it would start to serve with a part.
+    fn group(&self, resource_type: ResourceType, additions: &mut [Addition]) {
+        let state = self.state(resource_type);
+        if resource_type == ResourceType::Listener && !state.answered {
+            for addition in additions.iter_mut().filter(|a| !a.alone) {
+                addition.group = 0;
+            }
+        }
+        if resource_type == ResourceType::VirtualHost {
+            let parent = |name: &str| parent_of(name).unwrap_or_default().to_owned();
+            let fresh: BTreeSet<_> = state.owed.iter().map(|name| parent(name)).collect();
+            let mut groups = BTreeMap::new();
+            for addition in additions.iter_mut().filter(|a| !a.alone) {
+                let parent = parent(addition.resource.name());
+                if fresh.contains(&parent) {
+                    addition.group = *groups.entry(parent).or_insert(addition.group);
+                }
+            }
+        }
+    }
+
+    fn want(
+        &self,
+        resource_type: ResourceType,
+        view: &ScopeView,
+        name: &Arc<str>,
+        asked: bool,
+    ) -> Want {
+        let state = self.state(resource_type);
+        let is_host = resource_type == ResourceType::VirtualHost;
+        if is_host && state.wildcard && !state.names.contains(name) {
+            let parent = parent_of(name).unwrap_or_default();
+            let routes = self.state(ResourceType::RouteConfiguration);
+            if !routes.is_on_stream(parent) {
+                let offered = view.get(ResourceType::RouteConfiguration, parent).is_some();
+                return match routes.seen && !(offered && routes.wants(parent)) {
+                    true => Want::Absent,
+                    false => Want::AsIs,
+                };
+            }
+        }
+        if !state.wants(name) {
+            return Want::AsIs;
+        }
+        let parked = state.parked.get(name);
+        let Some(resource) = view.get(resource_type, name) else {
+            return match resource_type {
+                ResourceType::Endpoints if state.names.contains(name) => {
+                    // A vanished cluster keeps its endpoints until it is removed itself.
+                    let has_cluster = view.get(ResourceType::Cluster, name).is_some();
+                    match asked || has_cluster || !state.is_on_stream(name) {
+                        true => Want::Resource(stub::no_endpoints(name)),
+                        false => Want::AsIs,
+                    }
+                }
+                _ if parked.is_some_and(|parked| parked.version.is_none()) => Want::AsIs,
+                _ => Want::Absent,
+            };
+        };
+        match parked.filter(|parked| parked.version == Some(resource.version())) {
+            None => Want::Resource(resource.clone()),
+            Some(parked) => {
+                let held = state.held.get(name);
+                let again = held.and_then(|held| held.resource.clone()).filter(|_| asked);
+                match again.or(parked.stand_in.clone().filter(|_| held.is_none())) {
+                    Some(resource) => Want::Resource(resource),
+                    None => Want::AsIs,
+                }
+            }
+        }
+    }
+
+    /// Step 2: the additions that may go now.
+    fn pass_gate(
+        &mut self,
+        resource_type: ResourceType,
+        view: &ScopeView,
+        mut additions: Vec<Addition>,
+    ) -> Vec<Addition> {
+        let now = self.now;
+        let mut groups: BTreeMap<usize, Group> = BTreeMap::new();
+        for addition in &mut additions {
+            addition.missing = self.missing_refs(view, &addition.resource);
+            let on_its_way = addition.missing.iter().all(|r| {
+                let target = self.state(r.resource_type);
+                target.is_on_stream(&r.name)
+            });
+            let group = groups
+                .entry(addition.group)
+                .or_insert(Group { on_its_way: true, ..Group::default() });
+            group.exempt |= addition.exempt;
+            group.on_its_way &= on_its_way;
+            let name = addition.resource.name();
+            let blocked = addition.conflict || !addition.missing.is_empty();
+            let since = self.wait(resource_type, name, false, blocked);
+            group.blocked_since = group.blocked_since.into_iter().chain(since).min();
+        }
+        let (busy, answered) =
+            (self.state(resource_type).is_busy(), self.state(resource_type).answered);
+        for group in groups.values_mut() {
+            let settings = &self.settings;
+            let limit = match resource_type {
+                ResourceType::Listener if !answered => settings.first_gate,
+                ResourceType::RouteConfiguration | ResourceType::VirtualHost
+                    if group.exempt || group.on_its_way =>
+                {
+                    settings.first_gate
+                }
+                _ => settings.gate,
+            };
+            let end = group.blocked_since.map(|since| since + limit);
+            let open = end.is_none_or(|end| end <= now);
+            if let Some(end) = end.filter(|_| !open) {
+                self.remind(end);
+                if !self.state(ResourceType::Cluster).seen {
+                    self.remind(self.settings.ask_grace);
+                }
+            }
+            group.ready = open && (group.exempt || !busy);
+        }
+        additions.retain(|addition| groups[&addition.group].ready);
+        for addition in &mut additions {
+            if !addition.missing.is_empty() {
+                self.notices.push(Notice::SentBeforeReference {
+                    resource: ResourceRef::new(resource_type, addition.resource.name().clone()),
+                    missing: std::mem::take(&mut addition.missing),
+                });
+            }
+            addition.exempt = groups[&addition.group].exempt && addition.exempt;
+        }
+        additions
+    }
+
+    /// Note whether a name waits; since when, if it does.
+    fn wait(
+        &mut self,
+        resource_type: ResourceType,
+        name: &Arc<str>,
+        removal: bool,
+        blocked: bool,
+    ) -> Option<Duration> {
+        let now = self.now;
+        let waiting = &mut self.state_mut(resource_type).waiting;
+        if !blocked {
+            waiting.remove(name);
+            return None;
+        }
+        let entry = waiting.entry(name.clone());
+        let entry = entry.or_insert(Waiting { removal, since: now });
+        if entry.removal != removal {
+            *entry = Waiting { removal, since: now };
+        }
+        Some(entry.since)
+    }
+
+    fn remind(&mut self, at: Duration) {
+        if at > self.now {
+            self.deadline = Some(self.deadline.map_or(at, |deadline| deadline.min(at)));
+        }
+    }
+
+    fn emit_missing(&mut self, resource_type: ResourceType, missing: Vec<Arc<str>>) {
+        if missing.is_empty() {
+            return;
+        }
+        let silent = self.full_sets && !resource_type.is_wildcard_capable();
+        if silent {
+            let state = self.state_mut(resource_type);
+            for name in missing {
+                state.asked.remove(&name);
+                state.todo.remove(&name);
+            }
+            return;
+        }
+        let items = missing.into_iter().map(|name| (name, None)).collect();
+        self.emit(resource_type, false, items);
+    }
+
+    /// Step 3: write additions, in several responses where one would be too large. Says whether
+    /// a push was among them.
+    fn emit_additions(
+        &mut self,
+        resource_type: ResourceType,
+        view: &ScopeView,
+        additions: Vec<Addition>,
+    ) -> bool {
+        let mut pushed = false;
+        let (mut alone, batch): (Vec<_>, Vec<_>) = additions.into_iter().partition(|a| a.alone);
+        // Whoever gives a domain up goes before whoever takes it.
+        alone.sort_by_key(|addition| addition.takes);
+        if self.full_sets && !alone.is_empty() {
+            // A full set holds all suspects sent before, so they go one after the other.
+            if self.state(resource_type).is_busy() {
+                return true;
+            }
+            alone.truncate(1);
+            let addition = alone.remove(0);
+            self.emit_resources(resource_type, view, true, vec![addition.resource]);
+            return true;
+        }
+        for addition in alone {
+            self.emit_resources(resource_type, view, false, vec![addition.resource]);
+        }
+        let push = batch.iter().any(|addition| !addition.exempt);
+        let is_host = resource_type == ResourceType::VirtualHost;
+        let whole = self.full_sets || is_host && batch.iter().any(|a| a.exempt);
+        let mut units: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+        for (at, addition) in batch.into_iter().enumerate() {
+            let unit = if is_host { addition.group } else { at };
+            units.entry(unit).or_default().push(addition.resource);
+        }
+        let mut response = Vec::new();
+        let mut bytes = 0;
+        for unit in units.into_values() {
+            let more: usize = unit.iter().map(|r| r.delta_entry().len()).sum();
+            if !whole && !response.is_empty() && bytes + more > self.settings.response_bytes {
+                let full = std::mem::take(&mut response);
+                self.emit_resources(resource_type, view, push, full);
+                bytes = 0;
+            }
+            bytes += more;
+            response.extend(unit);
+        }
+        if !response.is_empty() {
+            self.emit_resources(resource_type, view, push, response);
+            pushed = push;
+        }
+        pushed
+    }
+
+    fn emit_resources(
+        &mut self,
+        resource_type: ResourceType,
+        view: &ScopeView,
+        push: bool,
+        resources: Vec<Arc<EncodedResource>>,
+    ) {
+        let items = resources.iter().map(|r| (r.name().clone(), Some(r.clone())));
+        self.emit(resource_type, push, items.collect());
+        for resource in &resources {
+            self.owe_children(view, resource);
+            if resource_type == ResourceType::RouteConfiguration {
+                self.revisit_hosts(resource.name());
+            }
+        }
+    }
+
+    fn emit_removals(&mut self, resource_type: ResourceType, names: Vec<Arc<str>>) {
+        if names.is_empty() {
+            return;
+        }
+        if self.full_sets && !resource_type.is_wildcard_capable() {
+            // In SotW the parent's end is the child's (R40).
+            for name in names {
+                self.state_mut(resource_type).forget(&name);
+            }
+            return;
+        }
+        let referenced = self.referenced();
+        let mut items = BTreeMap::new();
+        for name in names {
+            let resource = ResourceRef::new(resource_type, name.clone());
+            let blocked = referenced.contains(&resource);
+            if let Some(since) = self.wait(resource_type, &name, true, blocked) {
+                let end = since + self.settings.gate;
+                if end > self.now {
+                    self.remind(end);
+                    continue;
+                }
+                self.notices.push(Notice::RemovedWhileReferenced { resource });
+            }
+            items.insert(name, None);
+        }
+        if !items.is_empty() {
+            self.emit(resource_type, true, items);
+        }
+    }
+
+    /// Number a response, note it as sent, and queue it for `poll_output`.
+    fn emit(
+        &mut self,
+        resource_type: ResourceType,
+        push: bool,
+        items: BTreeMap<Arc<str>, Option<Arc<EncodedResource>>>,
+    ) {
+        self.last_nonce += 1;
+        let nonce = self.last_nonce;
+        let mut resources: Vec<_> = items.values().flatten().cloned().collect();
+        let gone = items.iter().filter(|(_, resource)| resource.is_none());
+        let mut removed: Vec<_> = gone.map(|(name, _)| name.clone()).collect();
+        let at = self.now;
+        let full_set = self.full_sets && resource_type.is_wildcard_capable();
+        let state = self.state_mut(resource_type);
+        state.register(nonce, Sent { push, at, items });
+        if full_set {
+            removed.clear();
+            resources = state.expected_contents();
+        }
+        let response = Response {
+            resource_type,
+            nonce: nonce.to_string(),
+            version: format!("{:016x}", state.expected_version()),
+            resources,
+            removed,
+        };
+        self.outbox.push_back((nonce, response));
+    }
+}

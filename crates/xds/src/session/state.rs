@@ -1,0 +1,262 @@
+//! What one stream knows about one type: what is wanted, held, in flight and refused.
+//!
+//! **Invariant:** everything is keyed by resource name, so memory is bounded by the number of
+//! names, never by the number of changes; `held` moves on ACK only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_api::{ContentHash, EncodedResource};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// A resource the proxy acknowledged; the content is unknown when an earlier stream sent it and
+/// it differs from ours.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) version: ContentHash,
+    pub(super) resource: Option<Arc<EncodedResource>>,
+}
+
+/// What is held by name, with a version of the whole that does not depend on the order.
+#[derive(Debug, Default)]
+pub(super) struct Holdings {
+    map: BTreeMap<Arc<str>, Held>,
+    sum: u64,
+}
+
+/// A response that was neither ACKed nor NACKed.
+#[derive(Debug)]
+pub(super) struct Sent {
+    /// Whether it counts for "one un-ACKed push per type".
+    pub(super) push: bool,
+    pub(super) at: Duration,
+    /// `None` = removed.
+    pub(super) items: BTreeMap<Arc<str>, Option<Arc<EncodedResource>>>,
+}
+
+/// A version that was refused alone.
+#[derive(Debug)]
+pub(super) struct Parked {
+    /// `None` = the removal was refused.
+    pub(super) version: Option<ContentHash>,
+    /// What to send while the proxy holds nothing under this name.
+    pub(super) stand_in: Option<Arc<EncodedResource>>,
+}
+
+/// Since when a name waits, and whether for its removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) removal: bool,
+    pub(super) since: Duration,
+}
+
+/// Counters and times of one type, for people.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    pub(super) sent: u64,
+    pub(super) acked: u64,
+    pub(super) rejected: u64,
+    pub(super) sent_nonce: u64,
+    pub(super) acked_nonce: u64,
+    pub(super) rejected_nonce: u64,
+    pub(super) error: Option<String>,
+    pub(super) sent_at: Option<Duration>,
+    pub(super) acked_at: Option<Duration>,
+    pub(super) rejected_at: Option<Duration>,
+}
+
+/// The state of one type.
+#[derive(Debug, Default)]
+pub(super) struct TypeState {
+    /// Whether the proxy asked for this type on this stream.
+    pub(super) seen: bool,
+    /// Whether anything of it was sent on this stream.
+    pub(super) answered: bool,
+    /// Whether an empty answer is owed if there is nothing to send (R42).
+    pub(super) empty_answer: bool,
+    pub(super) wildcard: bool,
+    pub(super) names: BTreeSet<Arc<str>>,
+    pub(super) held: Holdings,
+    pub(super) sent: BTreeMap<u64, Sent>,
+    /// The newest un-ACKed sending of a name: nonce and content (`None` = removed).
+    pub(super) pending: BTreeMap<Arc<str>, (u64, Option<Arc<EncodedResource>>)>,
+    /// Names to compare again; a name outside is known to be as it should be.
+    pub(super) todo: BTreeSet<Arc<str>>,
+    /// Names whose answer the proxy waits for.
+    pub(super) asked: BTreeSet<Arc<str>>,
+    /// Children of a parent just sent: send them although nothing changed.
+    pub(super) owed: BTreeSet<Arc<str>>,
+    /// Suspects of a NACK: one per response.
+    pub(super) alone: BTreeSet<Arc<str>>,
+    pub(super) waiting: BTreeMap<Arc<str>, Waiting>,
+    pub(super) parked: BTreeMap<Arc<str>, Parked>,
+    pub(super) tally: Tally,
+}
+
+// === impl Holdings ===
+
+impl Holdings {
+    pub(super) fn get(&self, name: &str) -> Option<&Held> {
+        self.map.get(name)
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
+    pub(super) fn insert(&mut self, name: Arc<str>, held: Held) {
+        self.sum = self.sum.wrapping_add(mix(&name, held.version));
+        if let Some(old) = self.map.insert(name.clone(), held) {
+            self.sum = self.sum.wrapping_sub(mix(&name, old.version));
+        }
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        if let Some(old) = self.map.remove(name) {
+            self.sum = self.sum.wrapping_sub(mix(name, old.version));
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Held)> {
+        self.map.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut Held)> {
+        self.map.iter_mut()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Equal content, equal version, in whatever order it arrived.
+    pub(super) fn version(&self) -> u64 {
+        self.sum
+    }
+}
+
+fn mix(name: &str, version: ContentHash) -> u64 {
+    xxh3_64_with_seed(name.as_bytes(), version.0)
+}
+
+// === impl TypeState ===
+
+impl TypeState {
+    /// Whether the subscription covers a name, if it exists.
+    pub(super) fn wants(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+
+    /// The version that the proxy has when it accepts all that is in flight.
+    pub(super) fn expected(&self, name: &str) -> Option<ContentHash> {
+        match self.pending.get(name) {
+            Some((_, resource)) => resource.as_ref().map(|r| r.version()),
+            None => self.held.get(name).map(|held| held.version),
+        }
+    }
+
+    /// Whether the proxy has the resource in some version and will not lose it.
+    pub(super) fn is_held(&self, name: &str) -> bool {
+        self.held.contains(name) && !matches!(self.pending.get(name), Some((_, None)))
+    }
+
+    /// Whether the proxy has or is about to have it.
+    pub(super) fn is_on_stream(&self, name: &str) -> bool {
+        self.expected(name).is_some()
+    }
+
+    /// Whether a push waits for its ACK.
+    pub(super) fn is_busy(&self) -> bool {
+        self.sent.values().any(|sent| sent.push)
+    }
+
+    /// Names held or in flight.
+    pub(super) fn on_stream_names(&self) -> BTreeSet<Arc<str>> {
+        let names = self.held.map.keys().chain(self.pending.keys());
+        names.filter(|n| self.is_on_stream(n)).cloned().collect()
+    }
+
+    /// Every content that the proxy may be using: held, or in flight.
+    pub(super) fn contents(&self) -> impl Iterator<Item = &Arc<EncodedResource>> {
+        let held = self.held.iter().filter_map(|(_, h)| h.resource.as_ref());
+        let sent = self.sent.values().flat_map(|sent| sent.items.values());
+        held.chain(sent.flatten())
+    }
+
+    /// Version of `expected` over all names.
+    pub(super) fn expected_version(&self) -> u64 {
+        let mut sum = self.held.version();
+        for (name, (_, resource)) in &self.pending {
+            if let Some(held) = self.held.get(name) {
+                sum = sum.wrapping_sub(mix(name, held.version));
+            }
+            if let Some(resource) = resource {
+                sum = sum.wrapping_add(mix(name, resource.version()));
+            }
+        }
+        sum
+    }
+
+    /// The proxy dropped the name: nothing about it is true any more.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.held.remove(name);
+        self.pending.remove(name);
+        for sent in self.sent.values_mut() {
+            sent.items.remove(name);
+        }
+        self.todo.remove(name);
+        self.asked.remove(name);
+        self.owed.remove(name);
+        self.alone.remove(name);
+        self.waiting.remove(name);
+        self.parked.remove(name);
+    }
+
+    /// Note a response that is about to be written.
+    pub(super) fn register(&mut self, nonce: u64, sent: Sent) {
+        for (name, resource) in &sent.items {
+            self.pending.insert(name.clone(), (nonce, resource.clone()));
+            self.todo.remove(name);
+            self.asked.remove(name);
+            self.owed.remove(name);
+            self.alone.remove(name);
+            self.waiting.remove(name);
+        }
+        self.answered = true;
+        self.empty_answer = false;
+        self.tally.sent += 1;
+        self.tally.sent_nonce = nonce;
+        self.tally.sent_at = Some(sent.at);
+        self.sent.insert(nonce, sent);
+    }
+
+    /// Take one item of a response as accepted.
+    pub(super) fn accept(
+        &mut self,
+        nonce: u64,
+        name: Arc<str>,
+        resource: Option<Arc<EncodedResource>>,
+    ) {
+        if self.pending.get(&name).is_some_and(|p| p.0 == nonce) {
+            self.pending.remove(&name);
+        }
+        let version = resource.as_ref().map(|r| r.version());
+        if self.parked.get(&name).is_some_and(|p| p.version == version) {
+            self.parked.remove(&name);
+        }
+        match resource {
+            Some(resource) => self
+                .held
+                .insert(name, Held { version: resource.version(), resource: Some(resource) }),
+            None => self.held.remove(&name),
+        }
+    }
+
+    /// Take back one item of a response that was refused.
+    pub(super) fn refuse(&mut self, nonce: u64, name: &str) {
+        if self.pending.get(name).is_some_and(|p| p.0 == nonce) {
+            self.pending.remove(name);
+        }
+    }
+}
