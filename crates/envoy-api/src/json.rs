@@ -30,10 +30,12 @@ use serde_json::{Map, Value};
 
 use crate::any::type_name;
 
+/// The encoded `FileDescriptorSet` of every generated type, without comments and custom options.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    let bytes: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
     // Our own build wrote the bytes; with an empty pool everything would be shown as base64.
-    DescriptorPool::decode(bytes).unwrap_or_default()
+    DescriptorPool::decode(DESCRIPTORS).unwrap_or_default()
 });
 
 /// Why JSON is not the wanted message: names the field or the type at fault.

@@ -220,3 +220,64 @@ fn is_header_byte(byte: u8, strict: bool) -> bool {
 fn is_path_prefix(text: &str) -> bool {
     text.chars().count() >= 2 && !text.contains(['?', '#']) && !text.ends_with('/')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(rule: &Rule, scalar: &Scalar<'_>) -> String {
+        rule.broken_by(scalar).unwrap_or_default()
+    }
+
+    #[test]
+    fn given_numbers_then_limits_and_lists_hold() {
+        let float = |value| says(&Rule::Float(Bound::AtMost, 1.0), &Scalar::Float(value));
+        assert_eq!(float(1.0), "");
+        assert_eq!(float(1.5), "must be at most 1, is 1.5");
+        assert_eq!(
+            says(&Rule::IntIn(&[301, 302]), &Scalar::Int(200)),
+            "must be one of 301, 302, is 200"
+        );
+        assert_eq!(says(&Rule::IntNotIn(&[0]), &Scalar::Int(0)), "must not be 0");
+        assert_eq!(
+            says(&Rule::Int(Bound::AtLeast, 1_000_000), &Scalar::Duration(-1_500_000_000)),
+            "must be at least 0.001s, is -1.5s"
+        );
+    }
+
+    #[test]
+    fn given_texts_then_lengths_and_affixes_hold() {
+        let text = |rule: Rule, text: &str| says(&rule, &Scalar::Text(text.as_bytes()));
+        assert_eq!(text(Rule::MaxLen(2), "äö"), "", "characters, not bytes");
+        assert_eq!(text(Rule::MaxBytes(2), "äö"), "must have at most 2 bytes, has 4");
+        assert_eq!(text(Rule::Prefix("%"), "a"), "must start with \"%\", is \"a\"");
+        assert_eq!(text(Rule::Suffix("%"), "a%"), "");
+        assert_eq!(text(Rule::TextIn(&["a", "b"]), "c"), "must be one of a, b, is \"c\"");
+        assert_eq!(text(Rule::TextNotIn(&["a"]), "b"), "");
+        assert_eq!(text(Rule::Alphanumeric("-"), "a-1"), "");
+        assert_ne!(text(Rule::Alphanumeric("-"), ""), "");
+    }
+
+    #[test]
+    fn given_header_names_then_pseudo_headers_pass_and_spaces_only_when_lax() {
+        let name = |strict, text: &str| {
+            says(&Rule::HeaderName { strict }, &Scalar::Text(text.as_bytes())).is_empty()
+        };
+        assert!(name(true, ":path") && name(true, "x-a"));
+        assert!(!name(true, "a b") && !name(true, ":") && !name(true, ""));
+        assert!(name(false, "a b") && !name(false, "a\r"));
+    }
+
+    #[test]
+    fn given_a_value_of_every_wire_type_then_it_is_decoded_or_refused() {
+        let int = |kind: Kind, raw| match kind.scalar(Some(raw)) {
+            Some(Scalar::Int(value)) => Some(value),
+            _ => None,
+        };
+        assert_eq!(int(Kind::Signed, Raw::Varint(u64::MAX)), Some(-1));
+        assert_eq!(int(Kind::Unsigned, Raw::Varint(u64::MAX)), Some(u64::MAX.into()));
+        assert_eq!(int(Kind::ZigZag, Raw::Varint(3)), Some(-2));
+        assert_eq!(int(Kind::SignedFixed32, Raw::Fixed32(u32::MAX)), Some(-1));
+        assert_eq!(int(Kind::Signed, Raw::Bytes(b"x")), None);
+    }
+}

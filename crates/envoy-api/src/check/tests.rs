@@ -1,10 +1,12 @@
 use super::*;
 use crate::Any;
 use crate::envoy::config::cluster::v3::{Cluster, OutlierDetection};
+use crate::envoy::config::core::v3::UpstreamHttpProtocolOptions;
 use crate::envoy::config::core::v3::{
     Address, HeaderValue, HeaderValueOption, SocketAddress, address, socket_address,
 };
 use crate::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
+use crate::envoy::config::metrics::v3::HistogramBucketSettings;
 use crate::envoy::config::route::v3::{
     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster, route,
     route_action, route_match,
@@ -12,7 +14,7 @@ use crate::envoy::config::route::v3::{
 use crate::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use crate::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
 use crate::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
-use crate::envoy::r#type::matcher::v3::RegexMatcher;
+use crate::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher};
 use prost_types::Duration;
 
 fn shown<M: Message + Name>(message: &M) -> Vec<String> {
@@ -236,4 +238,38 @@ fn given_an_expression_that_re2_refuses_then_it_is_named() {
         shown(&route),
         ["match.safe_regex.regex: must be a regular expression, is \"/(a\": unclosed group"]
     );
+}
+
+#[test]
+fn given_packed_numbers_then_each_is_judged_and_none_may_come_twice() {
+    let buckets = HistogramBucketSettings {
+        r#match: Some(StringMatcher {
+            match_pattern: Some(string_matcher::MatchPattern::Exact("s".to_owned())),
+            ..Default::default()
+        }),
+        buckets: vec![1.0, -1.0, 1.0],
+        ..Default::default()
+    };
+    assert_eq!(
+        shown(&buckets),
+        ["buckets: must not hold an item twice", "buckets[1]: must be above 0, is -1"]
+    );
+}
+
+#[test]
+fn given_a_rule_that_ignores_emptiness_then_only_a_value_is_judged() {
+    let mut options = UpstreamHttpProtocolOptions::default();
+    assert_eq!(shown(&options), Vec::<String>::new());
+    options.override_auto_sni_header = "a b".to_owned();
+    assert_eq!(
+        shown(&options),
+        ["override_auto_sni_header: must be the name of a header, is \"a b\""]
+    );
+}
+
+#[test]
+fn every_type_of_resource_has_rules() {
+    for resource_type in ResourceType::ALL {
+        assert!(table::find(type_name(resource_type.type_url())).is_some(), "{resource_type}");
+    }
 }
