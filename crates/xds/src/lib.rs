@@ -5,12 +5,20 @@
 //!
 //! **Invariant:** knows names, references, versions, bytes and opaque scope ids; never a mesh.
 
+pub mod connect;
 pub mod publication;
+pub mod server;
 pub mod session;
+pub mod stats;
+pub mod streams;
 
+pub use connect::{ConnectRequest, Connection, Connector, Event, Refused, What};
 pub use envoy_api::{ContentHash, EncodedResource, ResourceRef, ResourceType};
 pub use publication::{Publication, Publisher, ScopeEdit, ScopeId, ScopeView};
+pub use server::{Options, XdsServer};
 pub use session::{
     DeltaRequest, Notice, Rejection, Response, Session, Settings, SotwRequest, SotwSession,
     TypeStatus,
 };
+pub use stats::{Counter, Stats};
+pub use streams::{Protocol, StreamId, StreamStatus, Streams};

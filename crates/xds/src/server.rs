@@ -1,0 +1,436 @@
+//! The ADS gRPC service, in both variants.
+//!
+//! In: HTTP/2 requests, publications, scope changes, time. Out: bytes of responses, events. A
+//! stream is one task: it steps the session and writes one response at a time, so a client that
+//! does not read is not sent anything that it would find outdated.
+//!
+//! **Invariant:** decides nothing about delivery; no lock is held across `.await`; every task is
+//! owned by the body it fills.
+
+mod body;
+mod wire;
+
+use std::convert::Infallible;
+use std::future::{Ready, pending, ready};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use envoy_api::ResourceType;
+use envoy_api::envoy::config::core::v3::Node;
+use prost::Message as _;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tonic::codec::{DecodeBuf, Decoder, Streaming};
+use tonic::{Code, Status};
+
+use crate::connect::{ConnectRequest, Connection, Connector, Event, Refused, What};
+use crate::publication::ScopeId;
+use crate::session::Settings;
+use crate::stats::Stats;
+use crate::streams::{Registered, Streams};
+use body::{Item, StreamBody};
+use wire::{WireDeltaRequest, WireRequest, WireSotwRequest};
+
+const SERVICE: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+
+/// How a server behaves, and where it reports to.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Limits of the sessions.
+    pub settings: Settings,
+    /// `control_plane.identifier`: names this replica in every response.
+    pub identifier: Arc<str>,
+    /// Largest request, in bytes: a proxy that holds 100,000 resources lists them all.
+    pub request_bytes: usize,
+    /// Time over which streams are closed once `shutdown` turns true.
+    pub drain: Duration,
+    /// Rejections and notices. When full they are counted as dropped; the status keeps them.
+    pub events: mpsc::Sender<Event>,
+    /// True = no stream is accepted any more, and the open ones are closed.
+    pub shutdown: watch::Receiver<bool>,
+    /// Counters.
+    pub stats: Arc<Stats>,
+    /// Registry of open streams.
+    pub streams: Arc<Streams>,
+}
+
+/// The service; clones share everything. Add it to a `tonic` router.
+pub struct XdsServer<C> {
+    connector: Arc<C>,
+    options: Arc<Options>,
+}
+
+/// Decodes any message; the generated codecs are tied to generated types.
+struct MessageDecoder<M>(PhantomData<fn() -> M>);
+
+/// What one stream task works with.
+struct StreamTask<C, W> {
+    connector: Arc<C>,
+    options: Arc<Options>,
+    requests: Streaming<W>,
+    extensions: http::Extensions,
+    items: mpsc::Sender<Item>,
+}
+
+/// An admitted stream.
+struct Admitted {
+    registered: Registered,
+    connection: Connection,
+    views: Option<watch::Receiver<u64>>,
+    /// Nonces of answers about types that are not served.
+    unknown: u64,
+    /// Whether the last wake-up was a new view.
+    woken_by_view: bool,
+}
+
+// === impl Options ===
+
+impl Options {
+    /// Defaults, a registry and counters of its own.
+    pub fn new(
+        identifier: impl Into<Arc<str>>,
+        events: mpsc::Sender<Event>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            settings: Settings::default(),
+            identifier: identifier.into(),
+            request_bytes: 64 << 20,
+            drain: Duration::ZERO,
+            events,
+            shutdown,
+            stats: Arc::default(),
+            streams: Arc::default(),
+        }
+    }
+}
+
+// === impl XdsServer ===
+
+impl<C: Connector> XdsServer<C> {
+    /// A service that admits proxies by this connector.
+    pub fn new(connector: Arc<C>, options: Options) -> Self {
+        let options = Arc::new(options);
+        Self { connector, options }
+    }
+
+    /// Start the task of a stream; its body owns it.
+    fn open<W: WireRequest>(
+        &self,
+        request: http::Request<tonic::body::Body>,
+    ) -> http::Response<tonic::body::Body> {
+        let (head, body) = request.into_parts();
+        let limit = Some(self.options.request_bytes);
+        let decoder = MessageDecoder(PhantomData);
+        // One response: when full, the session is not asked for the next one, which will then
+        // carry the newest state.
+        let (items, received) = mpsc::channel(1);
+        let task = StreamTask::<C, W> {
+            connector: self.connector.clone(),
+            options: self.options.clone(),
+            requests: Streaming::new_request(decoder, body, None, limit),
+            extensions: head.extensions,
+            items,
+        };
+        let body = StreamBody::new(received, tokio::spawn(task.run()));
+        let mut response = http::Response::new(tonic::body::Body::new(body));
+        let grpc = http::HeaderValue::from_static("application/grpc");
+        let headers = response.headers_mut();
+        headers.insert(http::header::CONTENT_TYPE, grpc);
+        response
+    }
+}
+
+impl<C> Clone for XdsServer<C> {
+    fn clone(&self) -> Self {
+        Self { connector: self.connector.clone(), options: self.options.clone() }
+    }
+}
+
+impl<C> tonic::server::NamedService for XdsServer<C> {
+    const NAME: &'static str = SERVICE;
+}
+
+impl<C: Connector> tower::Service<http::Request<tonic::body::Body>> for XdsServer<C> {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let method = request.uri().path().strip_prefix('/');
+        let method = method.and_then(|path| path.strip_prefix(SERVICE));
+        let response = match method {
+            Some("/DeltaAggregatedResources") => self.open::<WireDeltaRequest>(request),
+            Some("/StreamAggregatedResources") => self.open::<WireSotwRequest>(request),
+            _ => Status::unimplemented("only ADS is served").into_http(),
+        };
+        ready(Ok(response))
+    }
+}
+
+// === impl MessageDecoder ===
+
+impl<M: WireRequest> Decoder for MessageDecoder<M> {
+    type Item = M;
+    type Error = Status;
+
+    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
+        let message = M::decode(bytes);
+        let message = message.map_err(|e| Status::invalid_argument(format!("bad request: {e}")))?;
+        Ok(Some(message))
+    }
+}
+
+// === impl StreamTask ===
+
+impl<C: Connector, W: WireRequest> StreamTask<C, W> {
+    async fn run(mut self) {
+        let status = match self.serve().await {
+            Ok(()) => Status::new(Code::Ok, ""),
+            Err(status) => status,
+        };
+        let mut trailers = http::HeaderMap::new();
+        if status.add_header(&mut trailers).is_ok() {
+            // Fails when the client is gone, and then nobody wants to know.
+            let _gone = self.items.send(Item::End(trailers)).await;
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), Status> {
+        let Some(first) = self.requests.message().await? else {
+            return Ok(());
+        };
+        if *self.options.shutdown.borrow() {
+            return Err(Status::unavailable("shutting down"));
+        }
+        let mut admitted = self.admit(&first).await?;
+        let _open = Open::new(self.options.stats.clone());
+        admitted.rescope();
+        self.on_request(&mut admitted, first).await?;
+        let mut shutdown = self.options.shutdown.clone();
+        let items = self.items.clone();
+        let mut end = None;
+        loop {
+            let (wants_output, deadline) = {
+                let state = admitted.registered.stream.state();
+                (state.machine.wants_output(), state.machine.next_deadline())
+            };
+            let deadline = deadline.map(|at| admitted.registered.stream.instant(at));
+            tokio::select! {
+                biased;
+                () = until(end) => return Ok(()),
+                () = closing(&mut shutdown), if end.is_none() => {
+                    let id = admitted.registered.stream.id.0;
+                    end = Some(Instant::now() + share(self.options.drain, id));
+                }
+                request = self.requests.message() => match request? {
+                    Some(request) => self.on_request(&mut admitted, request).await?,
+                    None => return Ok(()),
+                },
+                scope = admitted.connection.scope.changed() => match scope {
+                    Ok(()) => admitted.rescope(),
+                    Err(_) => return Err(Status::unavailable("withdrawn by the control plane")),
+                },
+                () = changed(&mut admitted.views) => admitted.review(),
+                () = until(deadline.map(Instant::from_std)) => {
+                    let stream = &admitted.registered.stream;
+                    stream.state().machine.on_timer(stream.now());
+                }
+                permit = items.reserve(), if wants_output => {
+                    // Closed = the client is gone; the body is about to drop this task.
+                    let Ok(permit) = permit else { return Ok(()) };
+                    if let Some(chunks) = self.next_frame(&mut admitted) {
+                        permit.send(Item::Frame(chunks));
+                    }
+                }
+            }
+            self.report(&admitted);
+        }
+    }
+
+    /// Check the first request and ask the controller about the proxy.
+    async fn admit(&mut self, first: &W) -> Result<Admitted, Status> {
+        let node = first.node().filter(|node| wire::node_id(node).is_some());
+        let Some(node) = node else {
+            return Err(Status::invalid_argument("the first request needs a node with an id"));
+        };
+        let node = Node::decode(node.clone());
+        let node = node.map_err(|e| Status::invalid_argument(format!("bad node: {e}")))?;
+        if first.type_url().is_empty() {
+            return Err(Status::invalid_argument("type_url is empty"));
+        }
+        let node_id: Arc<str> = node.id.as_str().into();
+        let id = self.options.streams.next_id();
+        let request = ConnectRequest {
+            stream: id,
+            protocol: W::PROTOCOL,
+            node_id: node_id.clone(),
+            node,
+            extensions: std::mem::take(&mut self.extensions),
+        };
+        let connection = self.connector.connect(request).await;
+        let connection = connection.map_err(|refused| {
+            self.options.stats.refused.add(1);
+            tracing::info!(node = %node_id, %refused, "stream refused");
+            status_of(&refused)
+        })?;
+        let machine = W::machine(self.options.settings.clone());
+        let streams = &self.options.streams;
+        Ok(Admitted {
+            registered: streams.register(id, node_id, W::PROTOCOL, machine),
+            connection,
+            views: None,
+            unknown: 0,
+            woken_by_view: false,
+        })
+    }
+
+    async fn on_request(&mut self, admitted: &mut Admitted, request: W) -> Result<(), Status> {
+        self.options.stats.requests.add(1);
+        let stream = &admitted.registered.stream;
+        if request.type_url().is_empty() {
+            return Err(Status::invalid_argument("type_url is empty"));
+        }
+        if let Some(resource_type) = ResourceType::from_type_url(request.type_url()) {
+            let now = stream.now();
+            request.apply(now, resource_type, &mut stream.state().machine);
+            return Ok(());
+        }
+        if !request.asked().is_empty() {
+            admitted.unknown += 1;
+            let nonce = format!("unknown-{}", admitted.unknown);
+            let identifier = &self.options.identifier;
+            let (url, names) = (request.type_url(), request.asked());
+            let frame = wire::unknown_type_frame(url, &nonce, names, identifier);
+            // A client that does not read waits for its own answer here.
+            let _gone = self.items.send(Item::Frame(frame)).await;
+        }
+        Ok(())
+    }
+
+    /// The next response, if the session has one after all.
+    fn next_frame(&self, admitted: &mut Admitted) -> Option<Vec<Bytes>> {
+        let response = admitted.registered.stream.state().machine.poll_output();
+        let stats = &self.options.stats;
+        let by_view = std::mem::take(&mut admitted.woken_by_view);
+        let Some(response) = response else {
+            stats.skipped_equal.add(u64::from(by_view));
+            return None;
+        };
+        let chunks = W::frame(&response, &self.options.identifier);
+        let items = response.resources.len() + response.removed.len();
+        let bytes: usize = chunks.iter().map(Bytes::len).sum();
+        stats.responses(response.resource_type).add(1);
+        stats.resources(response.resource_type).add(items as u64);
+        stats.sent_bytes.add(bytes as u64);
+        Some(chunks)
+    }
+
+    /// Pass on what the session has to say to the controller.
+    fn report(&self, admitted: &Admitted) {
+        let stream = &admitted.registered.stream;
+        let (rejections, notices) = stream.state().machine.take_events();
+        for rejection in &rejections {
+            self.options.stats.rejections(rejection.resource_type).add(1);
+            tracing::warn!(
+                node = %stream.node_id, resource_type = %rejection.resource_type,
+                nonce = rejection.nonce, error = rejection.error, "rejected by the proxy"
+            );
+        }
+        let rejections = rejections.into_iter().map(What::Rejected);
+        for what in rejections.chain(notices.into_iter().map(What::Notice)) {
+            let event = Event { stream: stream.id, node_id: stream.node_id.clone(), what };
+            // Full = the controller is behind; it must never slow a stream.
+            if self.options.events.try_send(event).is_err() {
+                self.options.stats.events_dropped.add(1);
+            }
+        }
+    }
+}
+
+// === impl Admitted ===
+
+impl Admitted {
+    /// The scope is another one: listen to its views from now on.
+    fn rescope(&mut self) {
+        let scope = *self.connection.scope.borrow_and_update();
+        self.registered.stream.state().scope = scope;
+        let publisher = &self.connection.publisher;
+        self.views = scope.map(|scope| publisher.subscribe(scope));
+        self.review();
+    }
+
+    /// Take over the newest view. A scope that is gone leaves the last one in place.
+    fn review(&mut self) {
+        let stream = &self.registered.stream;
+        let scope: Option<ScopeId> = stream.state().scope;
+        let view = scope.and_then(|scope| self.connection.publisher.view(scope));
+        if let Some(view) = view {
+            stream.state().machine.on_view(stream.now(), &view);
+            self.woken_by_view = true;
+        }
+    }
+}
+
+/// Counts a stream as open until dropped.
+struct Open(Arc<Stats>);
+
+impl Open {
+    fn new(stats: Arc<Stats>) -> Self {
+        stats.streams.add(1);
+        stats.streams_opened.add(1);
+        Self(stats)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.streams.subtract(1);
+    }
+}
+
+fn status_of(refused: &Refused) -> Status {
+    let text = refused.to_string();
+    match refused {
+        Refused::NotReady(_) => Status::unavailable(text),
+        Refused::Denied { .. } => Status::permission_denied(text),
+        Refused::Invalid { .. } => Status::invalid_argument(text),
+    }
+}
+
+/// A share of the drain time that differs from stream to stream.
+fn share(drain: Duration, stream: u64) -> Duration {
+    let spread = xxhash_rust::xxh3::xxh3_64(&stream.to_le_bytes()) % 1024;
+    drain * u32::try_from(spread).unwrap_or(0) / 1024
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+async fn changed(views: &mut Option<watch::Receiver<u64>>) {
+    let alive = match views {
+        Some(views) => views.changed().await.is_ok(),
+        None => false,
+    };
+    if !alive {
+        pending().await
+    }
+}
+
+/// Shutdown was asked for. A dropped sender asks for nothing.
+async fn closing(shutdown: &mut watch::Receiver<bool>) {
+    if shutdown.wait_for(|closing| *closing).await.is_err() {
+        pending().await
+    }
+}
