@@ -1,0 +1,153 @@
+//! MeshConfig: settings of the whole mesh.
+//!
+//! In: an object of kind `MeshConfig`, or the bare settings that Istio users keep in a ConfigMap.
+//! Out: one `Mesh` row.
+//!
+//! **Invariant:** a setting that cannot be read keeps its default.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use model::rows::Mesh;
+use model::{Change, Kind as KindName, ObjectRef, Problem, Reason, Row};
+use serde::Deserialize;
+
+use super::retries::{RETRIES, Retries};
+use super::{decode, nothing};
+use crate::kind::{Kind, KindScope, kind_name};
+use crate::object::RawObject;
+use crate::schema::{Type, field, not_yet, parse_time};
+use crate::text;
+use crate::yaml::{self, Entry, Mark, Node, SyntaxError, Value};
+
+/// The kind.
+pub(crate) struct MeshConfig;
+
+const SPEC: Type = Type::Object(&[
+    field("rootNamespace", Type::Checked(text::dns_name)),
+    field("connectTimeout", Type::Time(1)),
+    field("defaultHttpRetryPolicy", Type::Object(RETRIES)),
+    field("accessLogFile", Type::Checked(text::no_control)),
+    not_yet("accessLogFormat"),
+    not_yet("accessLogEncoding"),
+    not_yet("ca"),
+    not_yet("caCertificates"),
+    not_yet("configSources"),
+    not_yet("defaultConfig"),
+    not_yet("defaultDestinationRuleExportTo"),
+    not_yet("defaultProviders"),
+    not_yet("defaultServiceExportTo"),
+    not_yet("defaultTrafficPolicy"),
+    not_yet("defaultVirtualServiceExportTo"),
+    not_yet("discoverySelectors"),
+    not_yet("dnsRefreshRate"),
+    not_yet("enableAutoMtls"),
+    not_yet("enablePrometheusMerge"),
+    not_yet("enableTracing"),
+    not_yet("extensionProviders"),
+    not_yet("h2UpgradePolicy"),
+    not_yet("inboundTrafficPolicy"),
+    not_yet("ingressClass"),
+    not_yet("ingressControllerMode"),
+    not_yet("ingressSelector"),
+    not_yet("ingressService"),
+    not_yet("localityLbSetting"),
+    not_yet("meshMTLS"),
+    not_yet("outboundTrafficPolicy"),
+    not_yet("pathNormalization"),
+    not_yet("serviceEntryVisibility"),
+    not_yet("serviceScopeConfigs"),
+    not_yet("serviceSettings"),
+    not_yet("tcpKeepalive"),
+    not_yet("tlsDefaults"),
+    not_yet("trustDomain"),
+    not_yet("trustDomainAliases"),
+    not_yet("verifyCertificateAtClient"),
+    // What Istio's own installation writes and no proxy's configuration depends on.
+    field("proxyHttpPort", Type::Any).inert(),
+    field("proxyListenPort", Type::Any).inert(),
+]);
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    root_namespace: Option<String>,
+    connect_timeout: Option<String>,
+    default_http_retry_policy: Option<Retries>,
+    access_log_file: Option<String>,
+}
+
+/// Read bare mesh settings: a text that is what an object would have in its `spec`, or such an
+/// object.
+pub fn read_mesh_config(
+    source: &Arc<str>,
+    text: &str,
+) -> Result<(RawObject, Vec<Problem>), SyntaxError> {
+    let node = yaml::parse(text)?;
+    let owner = Arc::new(ObjectRef {
+        source: Arc::clone(source),
+        kind: KindName { name: Cow::Borrowed("MeshConfig"), group: Cow::Borrowed("heddle.io") },
+        namespace: Arc::from(""),
+        name: Arc::from("mesh"),
+    });
+    let spec = match node.get("kind").and_then(Node::as_str) {
+        Some("MeshConfig") => node.get("spec").cloned().unwrap_or_else(empty),
+        Some(kind) => {
+            let message = format!("{kind} is no MeshConfig");
+            return Err(SyntaxError { at: node.locate("kind"), message });
+        }
+        None if node.is_null() => empty(),
+        None => node,
+    };
+    let at = spec.at;
+    let entry = Entry { key: "spec".to_owned(), at, duplicate: false, value: spec };
+    let body = Node { value: Value::Map(vec![entry]), at };
+    Ok((RawObject::new(owner, body, 0), Vec::new()))
+}
+
+fn empty() -> Node {
+    Node { value: Value::Map(Vec::new()), at: Mark::default() }
+}
+
+// === impl MeshConfig ===
+
+impl Kind for MeshConfig {
+    fn name(&self) -> KindName {
+        kind_name("heddle.io", "MeshConfig")
+    }
+
+    fn scope(&self) -> KindScope {
+        KindScope::Cluster
+    }
+
+    fn spec(&self) -> Option<&'static Type> {
+        Some(&SPEC)
+    }
+
+    fn lower(&self, mut raw: RawObject) -> (Change, Vec<Problem>) {
+        let mut problems = Vec::new();
+        if &*raw.owner.name != "mesh" {
+            let message = "there is one MeshConfig and its name is `mesh`; this one has no effect";
+            let field = "metadata.name";
+            problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
+            return (nothing(raw), problems);
+        }
+        let Some(spec) = decode::<Spec>(&mut raw, &SPEC, &mut problems) else {
+            return (nothing(raw), problems);
+        };
+        let Spec { root_namespace, connect_timeout, default_http_retry_policy, access_log_file } =
+            spec;
+        let default = Mesh::default();
+        let row = Mesh {
+            root_namespace: root_namespace.map_or(default.root_namespace, Arc::from),
+            domain: Arc::from(text::DOMAIN),
+            connect_timeout: connect_timeout
+                .as_deref()
+                .and_then(parse_time)
+                .unwrap_or(default.connect_timeout),
+            default_retry: default_http_retry_policy.map_or(default.default_retry, Retries::lower),
+            access_log_file: access_log_file.filter(|f| !f.is_empty()).map(Arc::from),
+        };
+        (Change { owner: raw.owner, rows: vec![Row::Mesh(row)] }, problems)
+    }
+}

@@ -1,0 +1,44 @@
+//! Istio's routing API.
+//!
+//! **Invariant:** each file is one kind: its schema with every field of the API, its decoded form,
+//! its lowering.
+
+pub(crate) mod destination_rule;
+pub(crate) mod gateway;
+pub(crate) mod mesh_config;
+mod retries;
+pub(crate) mod virtual_service;
+
+use model::{Change, Problem, Reason};
+use serde::de::DeserializeOwned;
+
+use crate::object::RawObject;
+use crate::schema::{Type, check};
+
+/// Check the `spec` of an object and decode what is left of it.
+fn decode<T: DeserializeOwned>(
+    raw: &mut RawObject,
+    schema: &Type,
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    let Some(spec) = raw.body.get_mut("spec").filter(|s| !s.is_null()) else {
+        problems.push(Problem::error(&raw.owner, "spec", Reason::Required, "is required"));
+        return None;
+    };
+    if !check(&raw.owner, "spec", spec, schema, problems) {
+        return None;
+    }
+    match serde_json::from_value(spec.to_json()) {
+        Ok(decoded) => Some(decoded),
+        Err(error) => {
+            let message = error.to_string();
+            problems.push(Problem::error(&raw.owner, "spec", Reason::WrongType, message));
+            None
+        }
+    }
+}
+
+/// An object that gives nothing.
+fn nothing(raw: RawObject) -> Change {
+    Change { owner: raw.owner, rows: Vec::new() }
+}

@@ -1,0 +1,163 @@
+//! The kinds that users write, one row each.
+//!
+//! The watch list, the permissions, the CRDs and the documentation are all read from `KINDS`; a
+//! new kind is a new row.
+//!
+//! **Invariant:** a kind knows nothing of any other; what lies between objects is for `model`.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use model::{Change, Kind as KindName, ObjectRef, Problem, Reason};
+
+use crate::istio::{destination_rule, gateway, mesh_config, virtual_service};
+use crate::kubernetes::{endpoint_slice, namespace, pod, service};
+use crate::object::RawObject;
+use crate::schema::{Type, nearest};
+
+/// Whether objects of a kind live in namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KindScope {
+    /// They do.
+    Namespaced,
+    /// They do not.
+    Cluster,
+}
+
+/// A kind that users write.
+pub trait Kind: Sync {
+    /// Group and kind.
+    fn name(&self) -> KindName;
+    /// Whether it lives in namespaces.
+    fn scope(&self) -> KindScope;
+    /// What its `spec` may hold; none for kinds of Kubernetes itself, of which we read a part.
+    fn spec(&self) -> Option<&'static Type>;
+    /// Validate an object and turn it into rows of the model. What cannot be used is dropped and
+    /// said in a problem.
+    fn lower(&self, raw: RawObject) -> (Change, Vec<Problem>);
+}
+
+/// A kind with its names in the API.
+pub struct Known {
+    /// The kind.
+    pub kind: &'static dyn Kind,
+    /// API group; empty for the core.
+    pub group: &'static str,
+    /// Kind, such as `VirtualService`.
+    pub name: &'static str,
+    /// Plural in URLs, such as `virtualservices`.
+    pub plural: &'static str,
+    /// Versions that mean the same, preferred first.
+    pub versions: &'static [&'static str],
+}
+
+const ISTIO_NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
+
+macro_rules! known {
+    ($kind:expr, $group:literal, $name:literal, $plural:literal, $versions:expr) => {
+        Known { kind: $kind, group: $group, name: $name, plural: $plural, versions: $versions }
+    };
+}
+
+/// Every kind we read.
+pub const KINDS: &[Known] = &[
+    known!(&namespace::Namespace, "", "Namespace", "namespaces", &["v1"]),
+    known!(&service::Service, "", "Service", "services", &["v1"]),
+    known!(
+        &endpoint_slice::EndpointSlice,
+        "discovery.k8s.io",
+        "EndpointSlice",
+        "endpointslices",
+        &["v1"]
+    ),
+    known!(&pod::Pod, "", "Pod", "pods", &["v1"]),
+    known!(
+        &virtual_service::VirtualService,
+        "networking.istio.io",
+        "VirtualService",
+        "virtualservices",
+        ISTIO_NETWORKING
+    ),
+    known!(
+        &destination_rule::DestinationRule,
+        "networking.istio.io",
+        "DestinationRule",
+        "destinationrules",
+        ISTIO_NETWORKING
+    ),
+    known!(&gateway::Gateway, "networking.istio.io", "Gateway", "gateways", ISTIO_NETWORKING),
+    known!(&mesh_config::MeshConfig, "heddle.io", "MeshConfig", "meshconfigs", &["v1alpha1"]),
+];
+
+/// The kind of this group and name, if we read it.
+pub fn known_kind(group: &str, kind: &str) -> Option<&'static Known> {
+    KINDS.iter().find(|k| k.group == group && k.name == kind)
+}
+
+/// Validate an object of a kind we read and turn it into rows.
+pub fn lower(raw: RawObject) -> (Change, Vec<Problem>) {
+    match raw.known() {
+        Some(known) => known.kind.lower(raw),
+        None => (Change { owner: raw.owner, rows: Vec::new() }, Vec::new()),
+    }
+}
+
+/// Groups in which a kind that we do not read would have had an effect.
+const MESH_GROUPS: &[(&str, &[&str])] = &[
+    (
+        "networking.istio.io",
+        &[
+            "ServiceEntry",
+            "Sidecar",
+            "WorkloadEntry",
+            "WorkloadGroup",
+            "EnvoyFilter",
+            "ProxyConfig",
+        ],
+    ),
+    ("security.istio.io", &["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"]),
+    ("telemetry.istio.io", &["Telemetry"]),
+    ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),
+    (
+        "gateway.networking.k8s.io",
+        &["GatewayClass", "Gateway", "HTTPRoute", "GRPCRoute", "ReferenceGrant", "TCPRoute"],
+    ),
+    ("heddle.io", &[]),
+];
+
+/// What to say of a kind that we do not read; nothing where it is none of our business.
+pub(crate) fn other_kind(owner: &Arc<ObjectRef>, group: &str, kind: &str) -> Option<Problem> {
+    let of_group = KINDS.iter().filter(|k| k.group == group).map(|k| k.name);
+    if let Some((_, later)) = MESH_GROUPS.iter().find(|(g, _)| *g == group) {
+        if later.contains(&kind) {
+            let message = format!(
+                "{kind} is not supported by this version of Heddle; the object has no effect"
+            );
+            return Some(Problem::warning(owner, "kind", Reason::NotSupported, message));
+        }
+        let message = match nearest(kind, of_group.chain(later.iter().copied())) {
+            Some(near) => format!("there is no kind {kind} in {group}; did you mean {near}?"),
+            None => format!("there is no kind {kind} in {group}; correct apiVersion or kind"),
+        };
+        return Some(Problem::error(owner, "kind", Reason::UnknownKind, message));
+    }
+    if KINDS.iter().any(|k| k.name == kind) {
+        let right = KINDS.iter().find(|k| k.name == kind)?;
+        let prefix = if right.group.is_empty() { "" } else { "/" };
+        let message = format!(
+            "{kind} is not in API group {group:?}; use apiVersion {}{prefix}{}",
+            right.group, right.versions[0]
+        );
+        return Some(Problem::error(owner, "apiVersion", Reason::UnknownKind, message));
+    }
+    // Kubernetes' own and other people's kinds may stand in the same files; only what looks like a
+    // slip of ours is worth a word.
+    let near = nearest(kind, of_group)?;
+    let message = format!("Heddle reads no kind {kind}; did you mean {near}?");
+    Some(Problem::warning(owner, "kind", Reason::UnknownKind, message))
+}
+
+/// Names of a kind for an `ObjectRef`.
+pub(crate) const fn kind_name(group: &'static str, name: &'static str) -> KindName {
+    KindName { name: Cow::Borrowed(name), group: Cow::Borrowed(group) }
+}

@@ -1,0 +1,29 @@
+//! The part of Kubernetes that routing reads.
+//!
+//! **Invariant:** slim: only the fields that are used are decoded, and what an API server has
+//! validated is not validated again. A field that cannot be read is a problem of its object.
+
+pub(crate) mod endpoint_slice;
+pub(crate) mod namespace;
+pub(crate) mod pod;
+pub(crate) mod service;
+
+use model::{Problem, Reason};
+use serde::de::DeserializeOwned;
+
+use crate::object::RawObject;
+
+/// Decode the whole object; on failure say what is wrong and where.
+fn decode<T: DeserializeOwned>(raw: &RawObject, problems: &mut Vec<Problem>) -> Option<T> {
+    let json = raw.body.to_json();
+    match serde_path_to_error::deserialize(json) {
+        Ok(decoded) => Some(decoded),
+        Err(error) => {
+            let path = error.path().to_string();
+            let field = if path == "." { String::new() } else { path };
+            let message = format!("{}; the object is not used", error.inner());
+            problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
+            None
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Pod.
+//!
+//! In: the object. Out: one `Workload` row.
+//!
+//! **Invariant:** a Pod that has ended gives nothing.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use model::rows::Workload;
+use model::{Change, Kind as KindName, Problem, Row};
+use serde::Deserialize;
+
+use super::decode;
+use crate::kind::{Kind, KindScope, kind_name};
+use crate::object::RawObject;
+use crate::schema::Type;
+
+/// The kind.
+pub(crate) struct Pod;
+
+#[derive(Deserialize)]
+struct Object {
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    service_account_name: Option<Arc<str>>,
+    containers: Vec<Container>,
+}
+
+#[derive(Deserialize)]
+struct Container {
+    #[serde(default)]
+    ports: Vec<ContainerPort>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerPort {
+    #[serde(default)]
+    name: Arc<str>,
+    container_port: u16,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    phase: String,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Vec<PodIp>,
+}
+
+#[derive(Deserialize)]
+struct PodIp {
+    ip: String,
+}
+
+// === impl Pod ===
+
+impl Kind for Pod {
+    fn name(&self) -> KindName {
+        kind_name("", "Pod")
+    }
+
+    fn scope(&self) -> KindScope {
+        KindScope::Namespaced
+    }
+
+    fn spec(&self) -> Option<&'static Type> {
+        None
+    }
+
+    fn lower(&self, raw: RawObject) -> (Change, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let Some(Object { spec, status }) = decode(&raw, &mut problems) else {
+            return (Change { owner: raw.owner, rows: Vec::new() }, problems);
+        };
+        let Spec { service_account_name, containers } = spec;
+        let Status { phase, pod_ip, pod_ips } = status;
+        if phase == "Succeeded" || phase == "Failed" {
+            return (Change { owner: raw.owner, rows: Vec::new() }, problems);
+        }
+        let mut addresses: Vec<IpAddr> = Vec::new();
+        for text in pod_ip.into_iter().chain(pod_ips.into_iter().map(|p| p.ip)) {
+            if let Ok(address) = text.parse()
+                && !addresses.contains(&address)
+            {
+                addresses.push(address);
+            }
+        }
+        let named_ports: BTreeMap<Arc<str>, u16> = containers
+            .into_iter()
+            .flat_map(|c| c.ports)
+            .filter(|p| !p.name.is_empty())
+            .map(|p| (p.name, p.container_port))
+            .collect();
+        let row = Workload {
+            namespace: Arc::clone(&raw.owner.namespace),
+            name: Arc::clone(&raw.owner.name),
+            labels: raw.labels,
+            addresses,
+            service_account: service_account_name.unwrap_or_else(|| Arc::from("default")),
+            named_ports,
+        };
+        (Change { owner: raw.owner, rows: vec![Row::Workload(row)] }, problems)
+    }
+}

@@ -1,0 +1,133 @@
+//! Texts with a form of their own: hosts, names, regular expressions, paths.
+//!
+//! **Invariant:** each check says what is wrong in words that follow a field path.
+
+use std::sync::Arc;
+
+/// A regular expression that RE2 takes.
+///
+/// RE2 and the syntax checked here agree on all that routes need; both refuse look-around and
+/// back-references. A pattern that fails in Envoy would take its whole port with it.
+pub(crate) fn regex(text: &str) -> Result<(), String> {
+    // Envoy's default bound is on the compiled program; this keeps far below it.
+    const LONGEST: usize = 1024;
+    if text.len() > LONGEST {
+        return Err(format!("a regular expression may have {LONGEST} characters at most"));
+    }
+    let parsed = regex_syntax::ParserBuilder::new().nest_limit(64).build().parse(text);
+    match parsed {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let why = error.to_string();
+            let why = why.lines().last().unwrap_or_default();
+            let why = why.strip_prefix("error: ").unwrap_or(why);
+            Err(format!("{text:?} is no regular expression of RE2: {why}"))
+        }
+    }
+}
+
+/// A DNS name in lower or upper case, without wildcard or port.
+pub(crate) fn dns_name(text: &str) -> Result<(), String> {
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.len() <= 63
+            && l.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    if text.len() <= 253 && text.split('.').all(label) {
+        return Ok(());
+    }
+    if text.contains(':') {
+        return Err(format!("{text:?} must be a host without a port"));
+    }
+    Err(format!("{text:?} is not a DNS name"))
+}
+
+/// A host: a DNS name, `*.suffix` or `*`.
+pub(crate) fn host(text: &str) -> Result<(), String> {
+    match text.strip_prefix("*.") {
+        _ if text == "*" => Ok(()),
+        Some(rest) => dns_name(rest),
+        None if text.parse::<std::net::IpAddr>().is_ok() => Ok(()),
+        None => dns_name(text),
+    }
+}
+
+/// A host of a gateway server: a host, alone or as `namespace/host` (`.` = own, `*` = any).
+pub(crate) fn scoped_host(text: &str) -> Result<(), String> {
+    match text.split_once('/') {
+        None => host(text),
+        Some(("." | "*", rest)) => host(rest),
+        Some((namespace, rest)) => dns_name(namespace).and_then(|()| host(rest)),
+    }
+}
+
+/// `name` or `namespace/name`.
+pub(crate) fn reference(text: &str) -> Result<(), String> {
+    match text.split_once('/') {
+        None => dns_name(text),
+        Some((namespace, name)) => dns_name(namespace).and_then(|()| dns_name(name)),
+    }
+}
+
+/// A text that has something in it.
+pub(crate) fn not_empty(text: &str) -> Result<(), String> {
+    if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(()) }
+}
+
+/// A text that may stand in a header.
+pub(crate) fn no_control(text: &str) -> Result<(), String> {
+    if text.chars().any(char::is_control) {
+        return Err("must not hold control characters".to_owned());
+    }
+    Ok(())
+}
+
+/// A header name, pseudo-headers included.
+pub(crate) fn header_name(text: &str) -> Result<(), String> {
+    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    let name = text.strip_prefix(':').unwrap_or(text);
+    if !name.is_empty() && name.chars().all(token) {
+        return Ok(());
+    }
+    Err(format!("{text:?} is not a header name"))
+}
+
+/// The full host of a name that may be short: `reviews` in namespace `default` is
+/// `reviews.default.svc.cluster.local`.
+pub(crate) fn full_host(name: &str, namespace: &str) -> Arc<str> {
+    let lower = name.to_ascii_lowercase();
+    if lower.contains('.') || lower.contains('*') || lower.contains(':') {
+        return Arc::from(lower);
+    }
+    Arc::from(format!("{lower}.{namespace}.svc.{DOMAIN}"))
+}
+
+/// Domain of the cluster's services.
+pub(crate) const DOMAIN: &str = "cluster.local";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_names_wildcards_and_addresses() {
+        for good in ["a", "a.b.c", "*.a.com", "*", "10.0.0.1", "A.com", "my_svc"] {
+            assert_eq!(host(good), Ok(()), "{good}");
+        }
+        for bad in ["", "a..b", "a.com:80", "*a.com", "a b", "-a", "*.*", "http://a"] {
+            assert!(host(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_what_re2_takes_is_a_regular_expression() {
+        for good in [".*", "^/a/[0-9]+$", "(?i)abc", r"\d{3}"] {
+            assert_eq!(regex(good), Ok(()), "{good}");
+        }
+        for bad in ["(", "(?=a)", r"\1", "a{2,1}", "(?<!x)y"] {
+            assert!(regex(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Names on the wire, as people's dashboards and tools know them.
+//!
+//! Each is built here and nowhere else: producer and consumer of a name (a route and the cluster
+//! it names, a cluster and its endpoints) rely on the same function.
+//!
+//! **Invariant:** pure text; never parsed back.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Cluster of a service port: `outbound|80|v1|reviews.default.svc.cluster.local`. The endpoint
+/// set of the cluster has the same name.
+pub fn outbound_cluster(port: u16, subset: Option<&str>, host: &str) -> Arc<str> {
+    Arc::from(format!("outbound|{port}|{}|{host}", subset.unwrap_or_default()))
+}
+
+/// Listener of a gateway port: `0.0.0.0_8080`.
+pub fn gateway_listener(bind: Option<IpAddr>, port: u16) -> Arc<str> {
+    match bind {
+        None => Arc::from(format!("0.0.0.0_{port}")),
+        Some(address) => Arc::from(format!("{address}_{port}")),
+    }
+}
+
+/// RouteConfiguration of a gateway port: `http.8080`, with the address where it is bound to one.
+pub fn gateway_route_config(bind: Option<IpAddr>, port: u16) -> Arc<str> {
+    match bind {
+        None => Arc::from(format!("http.{port}")),
+        Some(address) => Arc::from(format!("http.{port}.{address}")),
+    }
+}
+
+/// A virtual host as VHDS names it: `<route configuration>/<domain>`.
+pub fn virtual_host_resource(route_config: &str, domain: &str) -> Arc<str> {
+    Arc::from(format!("{route_config}/{domain}"))
+}
+
+/// A virtual host inside its RouteConfiguration: `reviews.example.com:80`.
+pub fn virtual_host(domain: &str, port: u16) -> Arc<str> {
+    Arc::from(format!("{domain}:{port}"))
+}

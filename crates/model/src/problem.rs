@@ -1,0 +1,129 @@
+//! What is wrong with an object, said so that its author can mend it.
+//!
+//! In: whatever a layer could not use. Out: one value per fault, with object, field and advice.
+//!
+//! **Invariant:** a problem never stops anything else; it is data, not an error path.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::object::ObjectRef;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something of the object is not in force.
+    Error,
+    /// In force, but probably not as meant.
+    Warning,
+}
+
+/// Machine-readable cause, in the CamelCase of Kubernetes conditions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Reason {
+    /// The document is no YAML or JSON, or no object.
+    Syntax,
+    /// A kind that we do not read.
+    UnknownKind,
+    /// A field that the kind does not have.
+    UnknownField,
+    /// A value of the wrong type or form.
+    WrongType,
+    /// A value outside its bounds.
+    OutOfRange,
+    /// A field that must be there is missing.
+    Required,
+    /// A field of the API that this version does not read yet.
+    NotSupported,
+    /// Two objects of one kind, namespace and name.
+    DuplicateObject,
+    /// Two objects claim the same host.
+    HostConflict,
+    /// Two servers claim the same port in ways that exclude each other.
+    PortConflict,
+    /// No service has this host.
+    HostNotFound,
+    /// No DestinationRule defines this subset.
+    SubsetNotFound,
+    /// The service has no such port.
+    PortNotFound,
+    /// No such gateway.
+    GatewayNotFound,
+    /// No server of the bound gateways accepts this host.
+    HostNotServed,
+    /// The same thing twice within one object.
+    Duplicate,
+    /// A proxy rejected what was made of the object.
+    Rejected,
+    /// A generated resource breaks a rule of Envoy's API; it was withheld.
+    Invalid,
+}
+
+/// One fault of one object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Problem {
+    /// The object at fault.
+    pub object: Arc<ObjectRef>,
+    /// Field path, such as `spec.http[0].route[1].destination.subset`; empty for the whole object.
+    pub field: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Its cause.
+    pub reason: Reason,
+    /// What is wrong, what follows from it, and what to do. Lower case, no full stop.
+    pub message: String,
+}
+
+// === impl Severity ===
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        })
+    }
+}
+
+// === impl Problem ===
+
+impl Problem {
+    /// A fault by which part of the object is not in force.
+    pub fn error(
+        object: &Arc<ObjectRef>,
+        field: impl Into<String>,
+        reason: Reason,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            object: Arc::clone(object),
+            field: field.into(),
+            severity: Severity::Error,
+            reason,
+            message: message.into(),
+        }
+    }
+
+    /// A fault that leaves the object in force.
+    pub fn warning(
+        object: &Arc<ObjectRef>,
+        field: impl Into<String>,
+        reason: Reason,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(object, field, reason, message) }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.severity, self.object)?;
+        if !self.field.is_empty() {
+            write!(f, " {}", self.field)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}

@@ -1,0 +1,38 @@
+//! Settings of the whole mesh.
+//!
+//! **Invariant:** one row; the defaults stand here and nowhere else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::routing::RetryPolicy;
+
+/// Settings of the whole mesh. Source: MeshConfig.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Mesh {
+    /// Namespace whose rules apply to every namespace. Source: `rootNamespace`.
+    pub root_namespace: Arc<str>,
+    /// Domain of services, such as `cluster.local`. Source: Kubernetes, not MeshConfig.
+    pub domain: Arc<str>,
+    /// Time to open a connection where no policy says otherwise. Source: `connectTimeout`.
+    pub connect_timeout: Duration,
+    /// Retries where a rule has none of its own. Source: `defaultHttpRetryPolicy`.
+    pub default_retry: RetryPolicy,
+    /// File that proxies write access logs to. Shape: none = no access log. Source:
+    /// `accessLogFile`.
+    pub access_log_file: Option<Arc<str>>,
+}
+
+// === impl Mesh ===
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            root_namespace: Arc::from("istio-system"),
+            domain: Arc::from("cluster.local"),
+            connect_timeout: Duration::from_secs(10),
+            default_retry: RetryPolicy::default(),
+            access_log_file: None,
+        }
+    }
+}

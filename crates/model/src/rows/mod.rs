@@ -1,0 +1,27 @@
+//! The typed mesh: what objects of any syntax are lowered to.
+//!
+//! In: `config` writes these rows. Out: `resolve` reads them.
+//!
+//! **Invariant:** rows are plain immutable values in the mesh's own terms; short host names are
+//! already full here, defaults of the syntax already applied.
+
+mod gateway;
+mod mesh;
+mod policy;
+mod routing;
+mod service;
+mod workload;
+
+pub use gateway::{Gateway, HostPattern, HostScope, Server};
+pub use mesh::Mesh;
+pub use policy::{
+    ConnectionPool, DestinationPolicy, Http2KeepAlive, HttpPool, LbAlgorithm, OutlierDetection,
+    Subset, TcpKeepAlive, TcpPool, TrafficPolicy, UpgradePolicy,
+};
+pub use routing::{
+    Destination, Forward, GatewayName, HeaderMatch, HttpAction, HttpMatch, HttpRule, PortRedirect,
+    QueryMatch, Redirect, RetryBackOff, RetryPolicy, Rewrite, RouteRules, StringMatch, UriRewrite,
+    WeightedDestination,
+};
+pub use service::{Endpoint, EndpointSlice, Protocol, Service, ServicePort, SlicePort, TargetPort};
+pub use workload::{Namespace, Workload};

@@ -1,0 +1,175 @@
+//! How to talk to a destination: its subsets, load balancing, limits.
+//!
+//! **Invariant:** numbers are within Envoy's bounds; none of them is a default of Envoy's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LbAlgorithm {
+    /// The less loaded of two.
+    LeastRequest,
+    /// One after the other.
+    RoundRobin,
+    /// At random.
+    Random,
+    /// The address that the client asked for.
+    Passthrough,
+}
+
+/// Whether connections are upgraded to HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum UpgradePolicy {
+    /// Never.
+    DoNotUpgrade,
+    /// Always.
+    Upgrade,
+}
+
+/// Probes on idle TCP connections.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TcpKeepAlive {
+    /// Unanswered probes that end it.
+    pub probes: Option<u32>,
+    /// Idle time before the first; whole seconds.
+    pub time: Option<Duration>,
+    /// Time between them; whole seconds.
+    pub interval: Option<Duration>,
+}
+
+/// PINGs on HTTP/2 connections.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Http2KeepAlive {
+    /// Time between PINGs.
+    pub interval: Duration,
+    /// Time to wait for the answer.
+    pub timeout: Duration,
+}
+
+/// Limits of TCP connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TcpPool {
+    /// Connections to all endpoints together.
+    pub max_connections: Option<u32>,
+    /// Time to open one.
+    pub connect_timeout: Option<Duration>,
+    /// Probes.
+    pub keep_alive: Option<TcpKeepAlive>,
+    /// Life of one.
+    pub max_connection_duration: Option<Duration>,
+    /// Time without traffic that ends a TCP proxy connection.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// Limits of HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HttpPool {
+    /// Requests that wait for a connection.
+    pub max_pending_requests: Option<u32>,
+    /// Requests in flight.
+    pub max_requests: Option<u32>,
+    /// Requests on one connection; none or 0 = unbounded.
+    pub max_requests_per_connection: Option<u32>,
+    /// Retries in flight.
+    pub max_retries: Option<u32>,
+    /// Time without requests that closes a connection.
+    pub idle_timeout: Option<Duration>,
+    /// Whether to upgrade to HTTP/2. Shape: none = by the port's protocol.
+    pub upgrade: Option<UpgradePolicy>,
+    /// Whether to speak what the client speaks.
+    pub use_client_protocol: bool,
+    /// Streams on one HTTP/2 connection.
+    pub max_concurrent_streams: Option<u32>,
+    /// PINGs.
+    pub http2_keep_alive: Option<Http2KeepAlive>,
+}
+
+/// Limits of connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionPool {
+    /// Of TCP.
+    pub tcp: TcpPool,
+    /// Of HTTP.
+    pub http: HttpPool,
+}
+
+/// When an endpoint is set aside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OutlierDetection {
+    /// 5xx answers in a row; 0 = never for that.
+    pub consecutive_5xx: Option<u32>,
+    /// 502, 503, 504 in a row; 0 = never for that.
+    pub consecutive_gateway: Option<u32>,
+    /// Failures to connect in a row.
+    pub consecutive_local_origin: Option<u32>,
+    /// Whether failures to connect are counted apart.
+    pub split_local_origin: bool,
+    /// Time between sweeps.
+    pub interval: Option<Duration>,
+    /// How long at first.
+    pub base_ejection_time: Option<Duration>,
+    /// Share that may be set aside; percent.
+    pub max_ejection_percent: Option<u32>,
+    /// Share of healthy endpoints below which health is ignored; percent.
+    pub min_health_percent: Option<u32>,
+    /// Status codes that count as errors instead of 5xx, sorted.
+    pub error_codes: Vec<u16>,
+}
+
+/// How to talk to a destination.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TrafficPolicy {
+    /// Load balancing.
+    pub load_balancer: Option<LbAlgorithm>,
+    /// Limits.
+    pub connection_pool: Option<ConnectionPool>,
+    /// Setting endpoints aside.
+    pub outlier_detection: Option<OutlierDetection>,
+}
+
+/// A named part of a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Subset {
+    /// Field path of the subset.
+    pub field: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+    /// Labels of its workloads; empty = all.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// What differs from the policy of the whole.
+    pub policy: TrafficPolicy,
+}
+
+/// How to talk to a host. Source: a DestinationRule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DestinationPolicy {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Creation time in seconds since the epoch; none for files.
+    pub created: Option<i64>,
+    /// Full host, `*.suffix` or `*`.
+    pub host: Arc<str>,
+    /// Field path of the policy.
+    pub field: Arc<str>,
+    /// The policy of the whole.
+    pub policy: TrafficPolicy,
+    /// Its parts.
+    pub subsets: Vec<Subset>,
+}
+
+// === impl TrafficPolicy ===
+
+impl TrafficPolicy {
+    /// This policy where `over` says nothing: each of the parts is replaced as a whole.
+    #[must_use]
+    pub fn overlaid(&self, over: &Self) -> Self {
+        let Self { load_balancer, connection_pool, outlier_detection } = over;
+        Self {
+            load_balancer: load_balancer.or(self.load_balancer),
+            connection_pool: connection_pool.clone().or_else(|| self.connection_pool.clone()),
+            outlier_detection: outlier_detection.clone().or_else(|| self.outlier_detection.clone()),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Workloads and the namespaces they live in.
+//!
+//! **Invariant:** only what routing reads of a Pod is here.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A running instance: a Pod, later a WorkloadEntry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name, unique in its namespace.
+    pub name: Arc<str>,
+    /// Labels.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// Addresses; empty until it has one.
+    pub addresses: Vec<IpAddr>,
+    /// Identity it runs as; `default` when none is named.
+    pub service_account: Arc<str>,
+    /// Container ports that have a name.
+    pub named_ports: BTreeMap<Arc<str>, u16>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Namespace {
+    /// Name.
+    pub name: Arc<str>,
+    /// Labels.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+}
