@@ -28,7 +28,7 @@ pub use message::{DeltaRequest, Notice, Rejection, Response, Settings, SotwReque
 pub use sotw::SotwSession;
 pub use status::TypeStatus;
 
-use crate::publication::ScopeView;
+use crate::publication::{ScopeView, parent_of};
 use state::{Held, TypeState};
 
 /// The protocol state of one delta stream.
@@ -277,26 +277,30 @@ impl Session {
     /// Unsubscribed: no response may mention the name any more, also none that waits (R10).
     fn forget(&mut self, resource_type: ResourceType, name: &Arc<str>) {
         self.state_mut(resource_type).forget(name);
-        let full_sets = self.full_sets;
-        for (_, response) in &mut self.outbox {
-            if response.resource_type == resource_type {
-                response.resources.retain(|r| r.name() != name);
-                response.removed.retain(|n| n != name);
-            }
-        }
-        let state = &mut self.types[resource_type as usize];
-        self.outbox.retain(|(nonce, response)| {
-            let keep = response.resource_type != resource_type
-                || full_sets
-                || !(response.resources.is_empty() && response.removed.is_empty());
-            if !keep {
-                state.sent.remove(nonce);
-            }
-            keep
-        });
+        self.unqueue(resource_type, &|queued| queued == &**name);
         if resource_type == ResourceType::RouteConfiguration {
+            self.unqueue(ResourceType::VirtualHost, &|host| parent_of(host) == Some(&**name));
             self.revisit_hosts(name);
         }
+    }
+
+    /// Take names out of responses that were not written yet.
+    fn unqueue(&mut self, resource_type: ResourceType, which: &dyn Fn(&str) -> bool) {
+        let state = &mut self.types[resource_type as usize];
+        let full_sets = self.full_sets;
+        self.outbox.retain_mut(|(nonce, response)| {
+            if response.resource_type != resource_type {
+                return true;
+            }
+            response.resources.retain(|r| !which(r.name()));
+            response.removed.retain(|name| !which(name));
+            state.withdraw(*nonce, which);
+            let empty = response.resources.is_empty() && response.removed.is_empty();
+            if empty && !full_sets {
+                state.sent.remove(nonce);
+            }
+            !empty || full_sets
+        });
     }
 
     /// An ACK or NACK. A nonce that is not in flight is stale and says nothing (R28).
@@ -336,8 +340,7 @@ impl Session {
         if !state.seen {
             return;
         }
-        let of_this =
-            |name: &Arc<str>| crate::publication::parent_of(name) == Some(route_configuration);
+        let of_this = |name: &Arc<str>| parent_of(name) == Some(route_configuration);
         let held = state.on_stream_names();
         state.todo.extend(held.into_iter().filter(of_this));
         if let Some(view) = &self.view {

@@ -284,7 +284,7 @@ impl Session {
                     missing: std::mem::take(&mut addition.missing),
                 });
             }
-            addition.exempt = groups[&addition.group].exempt && addition.exempt;
+            addition.exempt = groups[&addition.group].exempt;
         }
         additions
     }

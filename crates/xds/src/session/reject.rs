@@ -49,7 +49,9 @@ pub(super) fn reject(
             continue;
         }
         let stand_in = resource.as_deref().and_then(stub::stand_in);
-        state.parked.insert(name, Parked { version, stand_in });
+        let claims = resource.map_or(Vec::new(), |r| r.claims().to_vec());
+        let parked = Parked { version, claims, stand_in };
+        state.parked.insert(name, parked);
     }
     state.tally.rejected += 1;
     state.tally.rejected_nonce = nonce;

@@ -10,6 +10,8 @@ use std::time::Duration;
 use envoy_api::{ContentHash, EncodedResource};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::publication::parent_of;
+
 /// A resource the proxy acknowledged; the content is unknown when an earlier stream sent it and
 /// it differs from ours.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub(super) struct Sent {
 pub(super) struct Parked {
     /// `None` = the removal was refused.
     pub(super) version: Option<ContentHash>,
+    /// What the refused version claims: another holder may have been the reason.
+    pub(super) claims: Vec<Arc<str>>,
     /// What to send while the proxy holds nothing under this name.
     pub(super) stand_in: Option<Arc<EncodedResource>>,
 }
@@ -231,6 +235,21 @@ impl TypeState {
         self.sent.insert(nonce, sent);
     }
 
+    /// Take names out of a response that was not written yet.
+    pub(super) fn withdraw(&mut self, nonce: u64, which: &dyn Fn(&str) -> bool) {
+        let Some(sent) = self.sent.get_mut(&nonce) else {
+            return;
+        };
+        let names: Vec<_> = sent.items.keys().filter(|n| which(n)).cloned().collect();
+        for name in &names {
+            sent.items.remove(name);
+        }
+        for name in names {
+            self.refuse(nonce, &name);
+            self.todo.insert(name);
+        }
+    }
+
     /// Take one item of a response as accepted.
     pub(super) fn accept(
         &mut self,
@@ -242,9 +261,16 @@ impl TypeState {
             self.pending.remove(&name);
         }
         let version = resource.as_ref().map(|r| r.version());
-        if self.parked.get(&name).is_some_and(|p| p.version == version) {
+        let stand_in = |parked: &Parked| parked.stand_in.as_ref().map(|r| r.version());
+        let had = self.held.get(&name).map(|held| held.version);
+        let parked = self.parked.get(&name);
+        if parked.is_some_and(|p| p.version == version || stand_in(p) != version && had != version)
+        {
             self.parked.remove(&name);
         }
+        // A placeholder is not what is wanted in the end, so look once more.
+        self.todo.insert(name.clone());
+        self.unpark_takers(&name, resource.as_deref());
         match resource {
             Some(resource) => self
                 .held
@@ -258,5 +284,28 @@ impl TypeState {
         if self.pending.get(name).is_some_and(|p| p.0 == nonce) {
             self.pending.remove(name);
         }
+    }
+
+    /// A host gave domains up: whoever was refused while it had them may try again.
+    fn unpark_takers(&mut self, giver: &str, now: Option<&EncodedResource>) {
+        if self.parked.values().all(|parked| parked.claims.is_empty()) {
+            return;
+        }
+        let had = self.held.get(giver).and_then(|held| held.resource.clone());
+        let unknown = self.held.contains(giver) && had.is_none();
+        let keeps = |domain: &Arc<str>| now.is_some_and(|host| host.claims().contains(domain));
+        let gave = |domain: &Arc<str>| {
+            let had = had.as_ref().is_some_and(|host| host.claims().contains(domain));
+            (unknown || had) && !keeps(domain)
+        };
+        let todo = &mut self.todo;
+        self.parked.retain(|name, parked| {
+            let taker = parent_of(name) == parent_of(giver) && parked.claims.iter().any(gave);
+            let stays = &**name == giver || !taker;
+            if !stays {
+                todo.insert(name.clone());
+            }
+            stays
+        });
     }
 }

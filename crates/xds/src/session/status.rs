@@ -46,6 +46,9 @@ pub struct TypeStatus {
     pub rejected_at: Option<Duration>,
     /// Responses neither ACKed nor NACKed.
     pub in_flight: usize,
+    /// How many of those are pushes: answers, children and suspects sent alone are not. Above one
+    /// only for the parts of a split.
+    pub pushes: usize,
     /// Whether one of those is overdue (R29).
     pub stale: bool,
     /// Names that wait for a reference or a referrer.
@@ -90,6 +93,7 @@ impl Session {
             acked_at: tally.acked_at,
             rejected_at: tally.rejected_at,
             in_flight: state.sent.len(),
+            pushes: state.sent.values().filter(|sent| sent.push).count(),
             stale: state.sent.values().any(|sent| overdue(sent.at)),
             waiting: state.waiting.keys().cloned().collect(),
             parked: state.parked.keys().cloned().collect(),
