@@ -16,6 +16,7 @@ pub mod any;
 pub mod bootstrap;
 pub mod check;
 pub mod config_source;
+pub mod dump;
 pub mod json;
 pub mod resource;
 

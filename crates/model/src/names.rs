@@ -30,12 +30,11 @@ pub fn gateway_route_config(bind: Option<IpAddr>, port: u16) -> Arc<str> {
     }
 }
 
-/// A virtual host as VHDS names it: `<route configuration>/<domain>`.
-pub fn virtual_host_resource(route_config: &str, domain: &str) -> Arc<str> {
+/// A virtual host: `<route configuration>/<domain>`, both as VHDS names it and within its
+/// RouteConfiguration.
+///
+/// The two must be equal: Envoy looks for what VHDS removes under the name *inside* the virtual
+/// host, and accepts in silence that it finds nothing.
+pub fn virtual_host(route_config: &str, domain: &str) -> Arc<str> {
     Arc::from(format!("{route_config}/{domain}"))
-}
-
-/// A virtual host inside its RouteConfiguration: `reviews.example.com:80`.
-pub fn virtual_host(domain: &str, port: u16) -> Arc<str> {
-    Arc::from(format!("{domain}:{port}"))
 }

@@ -45,7 +45,7 @@ pub fn encode(resource: &ir::Resource) -> (EncodedResource, Vec<Violation>) {
         ),
         ir::Resource::VirtualHost(r) => encoded(
             ResourceType::VirtualHost,
-            &r.resource_name(),
+            &r.name,
             &route::virtual_host(r),
             virtual_host_refs(r),
         )

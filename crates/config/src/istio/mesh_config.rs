@@ -82,7 +82,7 @@ struct Spec {
 pub fn read_mesh_config(
     source: &Arc<str>,
     text: &str,
-) -> Result<(RawObject, Vec<Problem>), SyntaxError> {
+) -> Result<RawObject, SyntaxError> {
     let node = yaml::parse(text)?;
     let owner = Arc::new(ObjectRef {
         source: Arc::clone(source),
@@ -102,7 +102,7 @@ pub fn read_mesh_config(
     let at = spec.at;
     let entry = Entry { key: "spec".to_owned(), at, duplicate: false, value: spec };
     let body = Node { value: Value::Map(vec![entry]), at };
-    Ok((RawObject::new(owner, body, 0), Vec::new()))
+    Ok(RawObject::new(owner, body, 0))
 }
 
 fn empty() -> Node {

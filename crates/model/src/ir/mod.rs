@@ -44,7 +44,7 @@ impl Resource {
         match self {
             Self::Listener(r) => Arc::clone(&r.name),
             Self::RouteConfiguration(r) => Arc::clone(&r.name),
-            Self::VirtualHost(r) => r.resource_name(),
+            Self::VirtualHost(r) => Arc::clone(&r.name),
             Self::Cluster(r) => Arc::clone(&r.name),
             Self::Endpoints(r) => Arc::clone(&r.cluster),
         }

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::names;
 use crate::object::Origins;
 use crate::rows::{HeaderMatch, PortRedirect, QueryMatch, RetryPolicy, Rewrite};
 
@@ -34,10 +33,9 @@ pub struct RouteConfiguration {
 pub struct VirtualHost {
     /// RouteConfiguration it belongs to.
     pub route_config: Arc<str>,
-    /// Name inside the RouteConfiguration.
+    /// Name, of the VHDS resource as well.
     pub name: Arc<str>,
-    /// Domains, the first of which names the VHDS resource; none belongs to another host of the
-    /// same RouteConfiguration.
+    /// Domains; none belongs to another host of the same RouteConfiguration.
     pub domains: Vec<Arc<str>>,
     /// Routes in the order in which they are tried; none = 404.
     pub routes: Vec<Route>,
@@ -141,12 +139,6 @@ pub struct Route {
 // === impl VirtualHost ===
 
 impl VirtualHost {
-    /// Name of the VHDS resource.
-    pub fn resource_name(&self) -> Arc<str> {
-        let domain = self.domains.first().map_or("*", |d| d);
-        names::virtual_host_resource(&self.route_config, domain)
-    }
-
     /// Every cluster that its routes name, in order of appearance.
     pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
         self.routes

@@ -57,7 +57,7 @@ pub(crate) fn router(view: View<'_>, group: &Group, rows: &mut Rows) {
         let mut keys = Vec::new();
         let mut inline = Vec::new();
         for (domain, plan) in hosts {
-            let (key, host) = virtual_host(view, group, &route_config, port, &domain, plan, rows);
+            let (key, host) = virtual_host(view, group, &route_config, &domain, plan, rows);
             if group.capabilities.vhds {
                 rows.0.insert(key, Arc::new(ir::Resource::VirtualHost(host)));
             } else {

@@ -38,7 +38,6 @@ pub(super) fn virtual_host(
     view: View<'_>,
     group: &Group,
     route_config: &Arc<str>,
-    port: u16,
     domain: &Arc<str>,
     plan: HostPlan,
     rows: &mut Rows,
@@ -62,7 +61,7 @@ pub(super) fn virtual_host(
     }
     let host = ir::VirtualHost {
         route_config: Arc::clone(route_config),
-        name: names::virtual_host(domain, port),
+        name: names::virtual_host(route_config, domain),
         domains: vec![Arc::clone(domain)],
         routes,
         origins,

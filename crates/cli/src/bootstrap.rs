@@ -1,0 +1,64 @@
+//! `heddle bootstrap`: the file that a stock Envoy is started with.
+//!
+//! **Invariant:** what stands in it is built in `envoy_api::bootstrap`; here are only arguments.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use envoy_api::bootstrap::{Bootstrap, Protocol};
+use model::{Capabilities, Proxy};
+use serde_json::{Map, Value, json};
+
+/// Arguments of `bootstrap`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Node id of the proxy: router~IP~pod.namespace~namespace.svc.cluster.local
+    #[arg(long, value_name = "ID")]
+    node: String,
+    /// Labels of the proxy
+    #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE,…")]
+    labels: Vec<String>,
+    /// Where Heddle serves xDS
+    #[arg(long, default_value = "127.0.0.1:15010", value_name = "HOST:PORT")]
+    xds_address: String,
+    /// Port of Envoy's admin endpoint, on loopback; 0 picks one
+    #[arg(long, default_value_t = 15000, value_name = "PORT")]
+    admin_port: u16,
+    /// State of the world instead of delta xDS
+    #[arg(long)]
+    sotw: bool,
+}
+
+/// Run the command.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let proxy = Proxy::parse(&args.node, None, Capabilities { vhds: true })?;
+    let Some((host, port)) = args.xds_address.rsplit_once(':') else {
+        bail!("--xds-address takes HOST:PORT, not {:?}", args.xds_address);
+    };
+    let port = port.parse().with_context(|| format!("--xds-address {:?}", args.xds_address))?;
+    let mut labels = Map::new();
+    for label in &args.labels {
+        let Some((key, value)) = label.split_once('=') else {
+            bail!("--labels takes KEY=VALUE pairs, not {label:?}");
+        };
+        labels.insert(key.to_owned(), json!(value));
+    }
+    let mut metadata = Map::new();
+    metadata.insert("NAMESPACE".to_owned(), json!(&*proxy.namespace));
+    metadata.insert("LABELS".to_owned(), Value::Object(labels));
+    let bootstrap = Bootstrap {
+        cluster: format!("{}.{}", proxy.name, proxy.namespace),
+        metadata,
+        protocol: if args.sotw { Protocol::Sotw } else { Protocol::Delta },
+        admin_address: Some(("127.0.0.1".to_owned(), args.admin_port)),
+        node_id: args.node.clone(),
+        xds_host: host.to_owned(),
+        xds_port: port,
+        ..Bootstrap::default()
+    };
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &bootstrap.to_json())?;
+    writeln!(out).context("writing to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}

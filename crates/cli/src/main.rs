@@ -1,0 +1,47 @@
+//! `heddle`: looks into a mesh, and shows what rules would do before they do it.
+//!
+//! **Invariant:** parses arguments and picks a command; every command is a module of its own.
+
+mod admin;
+mod bootstrap;
+mod files;
+mod render;
+mod report;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Looks into a Heddle mesh, and shows what routing rules do before they do it.
+#[derive(Parser)]
+#[command(name = "heddle", version, max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print what a proxy would be sent, from files alone
+    Render(render::Args),
+    /// Show the proxies that are connected and whether they are in sync
+    Status(status::Args),
+    /// Print an Envoy bootstrap that connects to Heddle
+    Bootstrap(bootstrap::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Render(args) => render::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Bootstrap(args) => bootstrap::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            report::fatal(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! `heddle render`: what a proxy would be sent, from files alone.
+//!
+//! In: files and a node id. Out: the dump on standard output, problems on standard error; 1 when
+//! one of them is an error.
+//!
+//! **Invariant:** the same code as the controller's, from reading to encoding; only delivery is
+//! left out.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use envoy_api::{EncodedResource, dump};
+use model::{Batch, Capabilities, Engine, Origins, Problem, Proxy, ProxyKey, Reason, Role};
+use serde_json::{Value, json};
+
+use crate::files::{Files, Finding};
+use crate::report;
+
+/// Arguments of `render`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// File or folder of YAML; may be given several times
+    #[arg(short = 'f', long = "filename", required = true, num_args = 1.., value_name = "PATH")]
+    filenames: Vec<PathBuf>,
+    /// File of mesh settings (MeshConfig)
+    #[arg(long, value_name = "FILE")]
+    mesh_config: Option<PathBuf>,
+    /// Node id of the proxy: router~IP~pod.namespace~namespace.svc.cluster.local
+    #[arg(long, value_name = "ID")]
+    node: String,
+    /// Labels of the proxy, where no Pod of its name is among the files
+    #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE,…")]
+    labels: Vec<String>,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Json)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Json,
+    Yaml,
+    Table,
+}
+
+type Rendered = Vec<(EncodedResource, Arc<model::ir::Resource>)>;
+
+/// Run the command.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let mut proxy = Proxy::parse(&args.node, None, Capabilities { vhds: true })?;
+    for label in &args.labels {
+        let Some((key, value)) = label.split_once('=') else {
+            bail!("--labels takes KEY=VALUE pairs, not {label:?}");
+        };
+        proxy.labels.insert(Arc::from(key), Arc::from(value));
+    }
+    let mut files = Files::read(&args.filenames)?;
+    if let Some(path) = &args.mesh_config {
+        files.read_mesh_config(path)?;
+    }
+    let role = proxy.role;
+    let rendered = render(&mut files, proxy);
+    let errors = report::print(&files);
+    if role == Role::Sidecar {
+        report::note(
+            "this version of Heddle configures gateways (router~…) only; a sidecar gets nothing yet",
+        );
+    }
+    let mut out = std::io::stdout().lock();
+    match args.output {
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut out, &dump_of(&files, &rendered))?;
+            writeln!(out)
+        }
+        Format::Yaml => write!(out, "{}", serde_yaml::to_string(&dump_of(&files, &rendered))?),
+        Format::Table => writeln!(out, "{}", table(&files, &rendered)),
+    }
+    .context("writing to standard output")?;
+    Ok(if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Lower, resolve and encode; problems are added to the files' findings.
+fn render(files: &mut Files, proxy: Proxy) -> Rendered {
+    let mut changes = Vec::new();
+    let mut findings = Vec::new();
+    for (file, raw) in files.objects.values() {
+        let (change, problems) = config::lower(raw.clone());
+        changes.push(change);
+        findings.extend(problems.into_iter().map(|problem| {
+            let place = Some((*file, raw.locate(&problem.field)));
+            Finding { problem, place }
+        }));
+    }
+    let mut engine = Engine::new();
+    let connected = vec![(ProxyKey(0), proxy)];
+    engine.apply(Batch { changes, connected, disconnected: Vec::new() });
+    for problem in engine.problems() {
+        let place = files.place(&problem.object, &problem.field);
+        findings.push(Finding { problem: problem.clone(), place });
+    }
+    let mut rendered = Vec::new();
+    for (_, resource) in engine.resources() {
+        let (encoded, violations) = translate::encode(resource);
+        for violation in &violations {
+            let Some(origin) = resource.origins().0.first() else { continue };
+            let message = format!(
+                "Envoy would refuse {encoded:?}: {} {}; the resource is withheld",
+                violation.field, violation.message
+            );
+            let problem = Problem::error(&origin.object, &*origin.field, Reason::Invalid, message);
+            let place = files.place(&origin.object, &origin.field);
+            findings.push(Finding { problem, place });
+        }
+        if violations.is_empty() {
+            rendered.push((encoded, Arc::clone(resource)));
+        }
+    }
+    files.findings.extend(findings);
+    rendered
+}
+
+fn dump_of(files: &Files, rendered: &Rendered) -> Value {
+    let origins: BTreeMap<_, _> = rendered
+        .iter()
+        .map(|(e, r)| ((e.resource_type(), Arc::clone(e.name())), r.origins()))
+        .collect();
+    dump::config_dump(rendered.iter().map(|(encoded, _)| encoded), |encoded| {
+        let key = (encoded.resource_type(), Arc::clone(encoded.name()));
+        origins.get(&key).map(|o| json!(places(files, o)))
+    })
+}
+
+fn places(files: &Files, origins: &Origins) -> Vec<String> {
+    let place = |origin: &model::Origin| match files.place(&origin.object, &origin.field) {
+        Some((file, at)) => {
+            let path = files.texts.get(file).map(|(p, _)| p.display().to_string());
+            format!("{origin} ({}:{})", path.unwrap_or_default(), at.line)
+        }
+        None => origin.to_string(),
+    };
+    origins.0.iter().map(place).collect()
+}
+
+fn table(files: &Files, rendered: &Rendered) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["TYPE", "NAME", "VERSION", "FROM"]);
+    let mut rows: Vec<_> = rendered.iter().collect();
+    rows.sort_by(|(a, _), (b, _)| {
+        (a.resource_type(), a.name()).cmp(&(b.resource_type(), b.name()))
+    });
+    for (encoded, resource) in rows {
+        table.add_row([
+            encoded.resource_type().to_string(),
+            encoded.name().to_string(),
+            encoded.version().to_string(),
+            places(files, resource.origins()).join("\n"),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,71 @@
+//! `heddle status`: which proxies are connected, and whether they have what they should.
+//!
+//! **Invariant:** prints what the controller says; decides nothing.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use comfy_table::{Table, presets};
+use serde_json::Value;
+
+use crate::admin;
+
+/// Arguments of `status`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Admin endpoint of the controller
+    #[arg(long, env = "HEDDLE_ADMIN", default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
+    admin: String,
+    /// Output format
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+    Yaml,
+}
+
+const TYPES: [&str; 5] = ["CDS", "EDS", "LDS", "RDS", "VHDS"];
+
+/// Run the command.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let address = args.admin.trim_start_matches("http://").trim_end_matches('/');
+    let answer = admin::get(address, "/debug/syncz")?;
+    let mut out = std::io::stdout().lock();
+    match args.output {
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut out, &answer)?;
+            writeln!(out)
+        }
+        Format::Yaml => write!(out, "{}", serde_yaml::to_string(&answer)?),
+        Format::Table => writeln!(out, "{}", table(&answer)),
+    }
+    .context("writing to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(answer: &Value) -> Table {
+    let mut table = Table::new();
+    let header = ["PROXY", "PROTOCOL"].into_iter().chain(TYPES).chain(["ERROR"]);
+    table.load_style(presets::NOTHING).set_header(header);
+    for stream in answer.as_array().map(Vec::as_slice).unwrap_or_default() {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let mut row = vec![text(&stream["proxy"]), text(&stream["protocol"])];
+        let mut error = String::new();
+        for name in TYPES {
+            let state = &stream["types"][name];
+            row.push(state["state"].as_str().unwrap_or("-").to_owned());
+            if let Some(why) = state["error"].as_str().filter(|e| !e.is_empty()) {
+                error = format!("{name}: {why}");
+            }
+        }
+        row.push(error);
+        table.add_row(row);
+    }
+    table
+}

@@ -1,0 +1,99 @@
+//! Admits proxies: turns the node of a stream into a proxy that the loop knows.
+//!
+//! In: the first request of a stream. Out: `Connected` and, when the stream ends, `Disconnected`.
+//!
+//! **Invariant:** nothing is served before the sources are synced.
+
+use std::sync::Arc;
+
+use envoy_api::envoy::config::core::v3::{Node, node::UserAgentVersionType};
+use model::{Capabilities, EnvoyVersion, Proxy, ProxyKey};
+use prost_types::value::Kind;
+use tokio::sync::{mpsc, watch};
+use xds::{ConnectRequest, Connection, Connector, Protocol, Refused};
+
+use crate::event::Event;
+use crate::world::Shared;
+
+/// The connector of every stream.
+pub(crate) struct StreamConnector {
+    inbox: mpsc::Sender<Event>,
+    shared: Arc<Shared>,
+}
+
+/// Says that a stream ended, when dropped.
+struct Guard {
+    inbox: mpsc::Sender<Event>,
+    key: ProxyKey,
+}
+
+// === impl StreamConnector ===
+
+impl StreamConnector {
+    /// A connector that speaks to this inbox.
+    pub(crate) fn new(inbox: mpsc::Sender<Event>, shared: Arc<Shared>) -> Self {
+        Self { inbox, shared }
+    }
+}
+
+impl Connector for StreamConnector {
+    async fn connect(&self, request: ConnectRequest) -> Result<Connection, Refused> {
+        if !*self.shared.ready.borrow() {
+            return Err(Refused::NotReady("sources are not synced yet".to_owned()));
+        }
+        let ConnectRequest { stream, protocol, node_id, node, extensions: _ } = request;
+        let proxy = proxy(&node, protocol)
+            .map_err(|reason| Refused::Invalid { node_id: Arc::clone(&node_id), reason })?;
+        tracing::info!(proxy = %node_id, stream = stream.0, "proxy connected");
+        let key = ProxyKey(stream.0);
+        let (scope, assigned) = watch::channel(None);
+        let guard = Guard { inbox: self.inbox.clone(), key };
+        self.inbox
+            .send(Event::Connected { key, proxy: Box::new(proxy), scope })
+            .await
+            .map_err(|_| Refused::NotReady("the controller stops".to_owned()))?;
+        let publisher = Arc::clone(&self.shared.publisher);
+        Ok(Connection { scope: assigned, publisher, guard: Box::new(guard) })
+    }
+}
+
+/// The proxy that a node describes.
+fn proxy(node: &Node, protocol: Protocol) -> Result<Proxy, String> {
+    let text = |key: &str| match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+        Kind::StringValue(text) => Some(text.clone()),
+        _ => None,
+    };
+    let capabilities = Capabilities::of(version(node), protocol == Protocol::Delta);
+    let mut proxy = Proxy::parse(&node.id, text("NAMESPACE").as_deref(), capabilities)
+        .map_err(|error| error.to_string())?;
+    let labels = node.metadata.as_ref().and_then(|m| m.fields.get("LABELS"));
+    if let Some(Kind::StructValue(labels)) = labels.and_then(|v| v.kind.as_ref()) {
+        for (key, value) in &labels.fields {
+            if let Some(Kind::StringValue(value)) = &value.kind {
+                proxy.labels.insert(Arc::from(&**key), Arc::from(&**value));
+            }
+        }
+    }
+    Ok(proxy)
+}
+
+/// Version of the proxy's Envoy.
+fn version(node: &Node) -> Option<EnvoyVersion> {
+    let Some(UserAgentVersionType::UserAgentBuildVersion(build)) = &node.user_agent_version_type
+    else {
+        return None;
+    };
+    let version = build.version.as_ref()?;
+    Some(EnvoyVersion { major: version.major_number, minor: version.minor_number })
+}
+
+// === impl Guard ===
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        tracing::info!(stream = self.key.0, "proxy disconnected");
+        // When the inbox is full the loop is awake anyway, and sees that nobody listens to the
+        // scope of this stream any more.
+        let _ = self.inbox.try_send(Event::Disconnected(self.key));
+    }
+}

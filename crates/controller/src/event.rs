@@ -1,0 +1,59 @@
+//! Everything that can happen to the controller.
+//!
+//! **Invariant:** closed: what is not here cannot change what proxies are sent.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use config::RawObject;
+use config::yaml::Mark;
+use model::{Change, ObjectRef, Problem, Proxy, ProxyKey};
+use tokio::sync::watch;
+
+/// One thing that happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A source read something.
+    Source(SourceUpdate),
+    /// A source has said everything that it knew at start.
+    Synced,
+    /// A proxy opened a stream.
+    Connected {
+        key: ProxyKey,
+        proxy: Box<Proxy>,
+        /// Where its scope is told.
+        scope: watch::Sender<Option<xds::ScopeId>>,
+    },
+    /// A stream ended.
+    Disconnected(ProxyKey),
+    /// A proxy rejected something, or a wait ended by its limit.
+    Stream(xds::Event),
+}
+
+/// What a source read since it last spoke.
+#[derive(Debug, Default)]
+pub(crate) struct SourceUpdate {
+    /// Objects that changed; none = the object is gone.
+    pub(crate) objects: Vec<(Change, Option<Arc<SourceObject>>)>,
+    /// What is wrong with files as a whole, all of it, where it changed.
+    pub(crate) files: Option<Vec<FileProblem>>,
+}
+
+/// An object as its source has it.
+#[derive(Debug)]
+pub(crate) struct SourceObject {
+    pub(crate) file: PathBuf,
+    pub(crate) raw: RawObject,
+    /// Faults within the object.
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Something wrong with a file, or with a document that is no object of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FileProblem {
+    pub(crate) file: PathBuf,
+    pub(crate) at: Mark,
+    pub(crate) object: Option<Arc<ObjectRef>>,
+    pub(crate) severity: model::Severity,
+    pub(crate) message: String,
+}

@@ -1,0 +1,101 @@
+//! `heddle-controller`: watches objects, resolves them, serves them over xDS.
+//!
+//! In: arguments. Out: a process that runs until SIGTERM or SIGINT.
+//!
+//! **Invariant:** starts the parts and ends them; every task that runs is owned here.
+
+mod admin;
+mod connector;
+mod event;
+mod logging;
+mod metrics;
+mod pipeline;
+mod problems;
+mod publish;
+mod serve;
+mod settings;
+mod sources;
+mod world;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::connector::StreamConnector;
+use crate::pipeline::Pipeline;
+use crate::serve::Listeners;
+use crate::settings::{Args, Settings};
+use crate::world::Shared;
+
+/// Events that may wait for the loop. When full, sources and new streams wait; rejections are
+/// counted as dropped.
+const INBOX: usize = 4096;
+
+fn main() -> ExitCode {
+    let settings = match Settings::resolve(Args::parse()) {
+        Ok(settings) => settings,
+        Err(error) => return fail(&error),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result =
+        runtime.context("starting the runtime").and_then(|runtime| runtime.block_on(run(settings)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Say why the process ends: in the log, which goes to standard error.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    // Settings may be what failed, so the log may not be set up yet; a second set-up is refused.
+    let _ = logging::start("info", logging::Format::Text);
+    tracing::error!("{error:#}");
+    ExitCode::FAILURE
+}
+
+async fn run(settings: Settings) -> Result<()> {
+    let level = logging::start(&settings.log_level, settings.log_format)?;
+    let listeners = Listeners::bind(&settings).await?;
+    tracing::info!(
+        xds = %listeners.xds_address,
+        http = %listeners.http_address,
+        admin = %listeners.admin_address,
+        source = %settings.source.display(),
+        "heddle-controller {} starts",
+        env!("CARGO_PKG_VERSION"),
+    );
+    let (inbox, events) = mpsc::channel(INBOX);
+    let (stop, stopped) = watch::channel(false);
+    let shared = Arc::new(Shared::default());
+    let mut tasks = JoinSet::new();
+
+    let source = sources::directory::Directory::open(settings.source, settings.mesh_config)?;
+    tasks.spawn(source.run(inbox.clone(), stopped.clone()));
+    let connector = Arc::new(StreamConnector::new(inbox.clone(), Arc::clone(&shared)));
+    let pipeline = Pipeline::new(Arc::clone(&shared));
+    tasks.spawn(pipeline.run(events, stopped.clone()));
+    listeners.spawn(&mut tasks, connector, inbox, &shared, level, &stopped)?;
+
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let ended_early = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = tokio::signal::ctrl_c() => None,
+        ended = tasks.join_next() => ended,
+    };
+    // A part that ends by itself takes the process along: half a controller is worse than none.
+    let early = ended_early.map(|ended| match ended {
+        Ok(result) => result,
+        Err(error) => Err(anyhow::Error::from(error).context("a part of the controller failed")),
+    });
+    tracing::info!("heddle-controller stops");
+    stop.send_replace(true);
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a part of the controller failed")??;
+    }
+    early.unwrap_or(Ok(()))
+}

@@ -1,0 +1,213 @@
+//! The loop: the one writer of everything that proxies are sent.
+//!
+//! In: the inbox. Out: publications, scopes of streams, and the world that people may ask about.
+//!
+//! Batching is adaptive: an event that finds the loop idle is handled at once; what arrives while
+//! a batch is under way is merged into the next. There is no fixed wait.
+//!
+//! Before every source has synced the engine is fed, but nothing is published: a proxy must never
+//! see half a world.
+//!
+//! **Invariant:** waits for nobody but the inbox.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use model::{Batch, Engine, ObjectRef, ProxyKey, Update};
+use tokio::sync::{mpsc, watch};
+use xds::ScopeId;
+
+use crate::event::{Event, FileProblem, SourceObject, SourceUpdate};
+use crate::metrics;
+use crate::problems::Rejections;
+use crate::publish::Offer;
+use crate::world::{Offered, Shared, World};
+
+/// Events taken into one batch at most, so that a storm is published now and then.
+const BATCH: usize = 4096;
+
+/// The loop and its state.
+pub(crate) struct Pipeline {
+    shared: Arc<Shared>,
+    engine: Engine,
+    offer: Offer,
+    objects: Arc<BTreeMap<Arc<ObjectRef>, Arc<SourceObject>>>,
+    files: Arc<Vec<FileProblem>>,
+    streams: BTreeMap<ProxyKey, Stream>,
+    rejections: Rejections,
+    synced: bool,
+}
+
+struct Stream {
+    scope: Option<ScopeId>,
+    tell: watch::Sender<Option<ScopeId>>,
+}
+
+/// What a batch has besides what goes to the engine.
+#[derive(Default)]
+struct Gathered {
+    batch: Batch,
+    synced: bool,
+    sources: bool,
+    streams: Vec<xds::Event>,
+}
+
+// === impl Pipeline ===
+
+impl Pipeline {
+    /// A loop without objects and streams.
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            engine: Engine::new(),
+            offer: Offer::default(),
+            objects: Arc::default(),
+            files: Arc::default(),
+            streams: BTreeMap::new(),
+            rejections: Rejections::default(),
+            synced: false,
+        }
+    }
+
+    /// Run until told to stop.
+    pub(crate) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Event>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> Result<()> {
+        let mut events = Vec::new();
+        loop {
+            tokio::select! {
+                _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+                count = inbox.recv_many(&mut events, BATCH) => if count == 0 { return Ok(()) },
+            }
+            self.handle(&mut events);
+        }
+    }
+
+    /// Handle a batch.
+    fn handle(&mut self, events: &mut Vec<Event>) {
+        let started = Instant::now();
+        let count = events.len();
+        let mut gathered = Gathered::default();
+        for event in events.drain(..) {
+            self.gather(event, &mut gathered);
+        }
+        let Gathered { mut batch, synced, sources, streams } = gathered;
+        // Streams whose end did not fit into the inbox.
+        let closed = self.streams.iter().filter(|(_, s)| s.tell.is_closed()).map(|(k, _)| *k);
+        batch.disconnected.extend(closed.collect::<Vec<_>>());
+        let mut rejections = false;
+        for key in &batch.disconnected {
+            self.streams.remove(key);
+            rejections |= self.rejections.forget_stream(*key);
+        }
+        let update = self.engine.apply(batch);
+        let first = synced && !self.synced;
+        self.synced |= synced;
+        let resources = self.offer.apply(&update);
+        for (resource_type, name) in &resources {
+            self.rejections.forget_resource(*resource_type, name);
+        }
+        for event in &streams {
+            rejections |= self.note(event);
+        }
+        if !self.synced {
+            return;
+        }
+        if first || !update.resources.is_empty() || !update.scopes.is_empty() {
+            self.shared.publisher.publish(self.offer.publication());
+        }
+        self.assign(&update);
+        let changed = first || sources || update.touched || !update.scopes.is_empty();
+        if changed || !update.resources.is_empty() || rejections {
+            self.shared.world.store(Arc::new(self.world()));
+        }
+        if first {
+            self.shared.ready.send_replace(true);
+            tracing::info!(objects = self.objects.len(), "sources are synced; serving");
+        }
+        let took = started.elapsed();
+        metrics::batch(took, count);
+        tracing::debug!(events = count, resources = resources.len(), ?took, "batch");
+    }
+
+    fn gather(&mut self, event: Event, gathered: &mut Gathered) {
+        match event {
+            Event::Source(SourceUpdate { objects, files }) => {
+                gathered.sources = true;
+                for (change, object) in objects {
+                    let all = Arc::make_mut(&mut self.objects);
+                    match object {
+                        Some(object) => all.insert(Arc::clone(&change.owner), object),
+                        None => all.remove(&change.owner),
+                    };
+                    gathered.batch.changes.push(change);
+                }
+                if let Some(files) = files {
+                    self.files = Arc::new(files);
+                }
+            }
+            Event::Synced => gathered.synced = true,
+            Event::Connected { key, proxy, scope } => {
+                self.streams.insert(key, Stream { scope: None, tell: scope });
+                gathered.batch.connected.push((key, *proxy));
+            }
+            Event::Disconnected(key) => {
+                // It may have come within this very batch.
+                gathered.batch.connected.retain(|(k, _)| *k != key);
+                gathered.batch.disconnected.push(key);
+            }
+            Event::Stream(event) => gathered.streams.push(event),
+        }
+    }
+
+    /// Tell streams their scope; after publication, so that the scope is there when they look.
+    fn assign(&mut self, update: &Update) {
+        for (key, scope) in &update.assigned {
+            if let Some(stream) = self.streams.get_mut(key) {
+                stream.scope = Some(ScopeId(scope.0));
+            }
+        }
+        for stream in self.streams.values() {
+            stream.tell.send_if_modified(|told| {
+                let differs = *told != stream.scope;
+                *told = stream.scope;
+                differs
+            });
+        }
+    }
+
+    fn note(&mut self, event: &xds::Event) -> bool {
+        let stream = self.streams.get(&ProxyKey(event.stream.0));
+        let world = self.shared.world.load();
+        let offered = stream.and_then(|s| s.scope).and_then(|scope| world.scopes.get(&scope));
+        self.rejections.note(event, offered.map(|o| &**o))
+    }
+
+    fn world(&self) -> World {
+        let resources: BTreeMap<_, _> = self.engine.resources().collect();
+        let mut problems = self.engine.problems().clone();
+        problems.extend(self.offer.problems().cloned());
+        problems.extend(self.rejections.problems());
+        let scopes = self.offer.scopes().map(|(id, members)| {
+            let offered: Offered = members
+                .filter_map(|(member, encoded)| {
+                    let ir = resources.get(&member)?;
+                    let key = (encoded.resource_type(), Arc::clone(encoded.name()));
+                    Some((key, (Arc::clone(encoded), Arc::clone(ir))))
+                })
+                .collect();
+            (id, Arc::new(offered))
+        });
+        World {
+            revision: self.offer.revision(),
+            objects: Arc::clone(&self.objects),
+            files: Arc::clone(&self.files),
+            problems: Arc::new(problems),
+            scopes: scopes.collect(),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The ports: xDS, health and metrics, admin.
+//!
+//! In: addresses. Out: tasks that serve them until told to stop.
+//!
+//! **Invariant:** every port is bound before anything else starts, so that a port that is taken
+//! ends the process with its name.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use xds::{Options, XdsServer};
+
+use crate::admin::{self, Admin};
+use crate::connector::StreamConnector;
+use crate::event::Event;
+use crate::logging::Level;
+use crate::metrics;
+use crate::settings::Settings;
+use crate::world::Shared;
+
+/// Connections that may wait to be accepted: a thousand proxies may come at once.
+const BACKLOG: u32 = 4096;
+/// Stream events that may wait for the loop. When full they are counted as dropped; the status of
+/// the stream still shows them.
+const STREAM_EVENTS: usize = 1024;
+/// How long open streams may take to end once the controller stops.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Bound ports.
+pub(crate) struct Listeners {
+    xds: TcpListener,
+    http: TcpListener,
+    admin: TcpListener,
+    pub(crate) xds_address: SocketAddr,
+    pub(crate) http_address: SocketAddr,
+    pub(crate) admin_address: SocketAddr,
+}
+
+// === impl Listeners ===
+
+impl Listeners {
+    /// Bind every port.
+    pub(crate) async fn bind(settings: &Settings) -> Result<Self> {
+        let xds = bind(settings.xds_address, "--xds-address")?;
+        let http = bind(settings.http_address, "--http-address")?;
+        let admin = bind(settings.admin_address, "--admin-address")?;
+        Ok(Self {
+            xds_address: xds.local_addr()?,
+            http_address: http.local_addr()?,
+            admin_address: admin.local_addr()?,
+            xds,
+            http,
+            admin,
+        })
+    }
+
+    /// Serve them.
+    pub(crate) fn spawn(
+        self,
+        tasks: &mut JoinSet<Result<()>>,
+        connector: Arc<StreamConnector>,
+        inbox: mpsc::Sender<Event>,
+        shared: &Arc<Shared>,
+        level: Level,
+        stopped: &watch::Receiver<bool>,
+    ) -> Result<()> {
+        let (events, stream_events) = mpsc::channel(STREAM_EVENTS);
+        let options = Options::new(identifier(), events, stopped.clone());
+        let stats = Arc::clone(&options.stats);
+        let streams = Arc::clone(&options.streams);
+        let server = XdsServer::new(connector, options);
+        tasks.spawn(forward(stream_events, inbox, stopped.clone()));
+        tasks.spawn(serve_xds(self.xds, server, stopped.clone()));
+        let metrics = metrics::register(Arc::clone(shared), stats, Arc::clone(&streams))?;
+        let public = admin::public(Arc::clone(shared), metrics);
+        tasks.spawn(serve_http(self.http, public, stopped.clone()));
+        let private = admin::private(Admin { shared: Arc::clone(shared), streams, level });
+        tasks.spawn(serve_http(self.admin, private, stopped.clone()));
+        Ok(())
+    }
+}
+
+fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| format!("listening on {address}; choose another with {flag}"))
+}
+
+/// What this replica calls itself.
+fn identifier() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "heddle".to_owned() } else { name.to_owned() }
+}
+
+async fn serve_xds(
+    listener: TcpListener,
+    server: XdsServer<StreamConnector>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<()> {
+    let mut stopping = stopped.clone();
+    let incoming = TcpListenerStream::new(listener);
+    let serving = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(server)
+        .serve_with_incoming_shutdown(incoming, async move {
+            // An error means that the sender is gone, which is the end as well.
+            let _ = stopping.wait_for(|stopped| *stopped).await;
+        });
+    tokio::select! {
+        served = serving => served.context("serving xDS"),
+        () = async {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+            tokio::time::sleep(GRACE).await;
+        } => {
+            tracing::warn!("xDS connections did not end within {GRACE:?}; they are cut");
+            Ok(())
+        }
+    }
+}
+
+async fn serve_http(
+    listener: TcpListener,
+    router: axum::Router,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<()> {
+    let mut stopping = stopped.clone();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
+        let _ = stopping.wait_for(|stopped| *stopped).await;
+    });
+    tokio::select! {
+        served = serving => served.context("serving HTTP"),
+        () = async {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+            tokio::time::sleep(GRACE).await;
+        } => Ok(()),
+    }
+}
+
+/// Hand what streams say to the loop.
+async fn forward(
+    mut events: mpsc::Receiver<xds::Event>,
+    inbox: mpsc::Sender<Event>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<()> {
+    loop {
+        let event = tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+            event = events.recv() => event,
+        };
+        let Some(event) = event else { return Ok(()) };
+        if inbox.send(Event::Stream(event)).await.is_err() {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! A folder of YAML, watched.
+//!
+//! In: files. Out: `Source` events, and `Synced` once the first look is done.
+//!
+//! A file is read when its writer closes it or when it is moved into place, so a file that is
+//! being written is never seen half; a writer that does not close is read once it has paused. The
+//! folder as a whole is looked at again whenever anything but the content of files changes.
+//!
+//! **Invariant:** keeps what it had when it cannot read: only a file that is known to be gone
+//! takes its objects along.
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::{mpsc, watch};
+
+use super::files::{Files, LARGEST_FILE};
+use crate::event::Event;
+
+/// Pause after which a file that was written to but not closed is read.
+const WRITER_PAUSE: Duration = Duration::from_millis(100);
+/// File events that may wait. When full, the folder is looked at as a whole instead.
+const WAITING: usize = 1024;
+
+/// The source.
+pub(crate) struct Directory {
+    root: PathBuf,
+    mesh_config: Option<PathBuf>,
+    files: Files,
+    events: mpsc::Receiver<Noticed>,
+    overflow: watch::Receiver<u64>,
+    _watcher: RecommendedWatcher,
+}
+
+/// What the file system said.
+#[derive(Debug)]
+enum Noticed {
+    /// These files may have new content that is complete.
+    Written(Vec<PathBuf>),
+    /// These are being written.
+    Writing(Vec<PathBuf>),
+    /// Look at everything.
+    Anything,
+}
+
+/// Names that the next look must read.
+#[derive(Debug, Default)]
+struct Pending {
+    all: bool,
+    written: BTreeSet<PathBuf>,
+    writing: BTreeSet<PathBuf>,
+}
+
+// === impl Directory ===
+
+impl Directory {
+    /// Watch a folder, and a file of mesh settings beside it.
+    pub(crate) fn open(root: PathBuf, mesh_config: Option<PathBuf>) -> Result<Self> {
+        let shown = root.display().to_string();
+        match std::fs::metadata(&root) {
+            Ok(found) if !found.is_dir() => {
+                bail!("--source directory={shown} is a file; name the folder that it is in")
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                bail!(
+                    "--source directory={shown} does not exist; create the folder or correct the path"
+                )
+            }
+            other => other.with_context(|| format!("--source directory={shown}"))?,
+        };
+        let root = std::fs::canonicalize(&root).with_context(|| format!("resolving {shown}"))?;
+        let mesh_config = match mesh_config {
+            None => None,
+            Some(path) => {
+                let why = || format!("--mesh-config {}", path.display());
+                Some(std::path::absolute(&path).with_context(why)?)
+            }
+        };
+        if let Some(path) = &mesh_config
+            && !path.is_file()
+        {
+            bail!("--mesh-config {} is not a file", path.display());
+        }
+        let (sender, events) = mpsc::channel(WAITING);
+        let (overflowed, overflow) = watch::channel(0_u64);
+        let mut watcher = notify::recommended_watcher(move |event| {
+            let Some(noticed) = noticed(event) else { return };
+            if sender.try_send(noticed).is_err() {
+                overflowed.send_modify(|n| *n += 1);
+            }
+        })
+        .context("watching files")?;
+        // Watched before the first look: what changes in between is seen twice, not missed.
+        watcher
+            .watch(&root, RecursiveMode::Recursive)
+            .with_context(|| format!("watching {shown}"))?;
+        if let Some(folder) = mesh_config.as_deref().and_then(Path::parent)
+            && !folder.starts_with(&root)
+        {
+            watcher
+                .watch(folder, RecursiveMode::NonRecursive)
+                .with_context(|| format!("watching {}", folder.display()))?;
+        }
+        let files = Files::new(Arc::from("directory"));
+        Ok(Self { root, mesh_config, files, events, overflow, _watcher: watcher })
+    }
+
+    /// Run until told to stop.
+    pub(crate) async fn run(
+        mut self,
+        inbox: mpsc::Sender<Event>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> Result<()> {
+        self.look();
+        if !self.say(&inbox).await || inbox.send(Event::Synced).await.is_err() {
+            return Ok(());
+        }
+        let mut pending = Pending::default();
+        loop {
+            let pause = !pending.writing.is_empty();
+            tokio::select! {
+                _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
+                changed = self.overflow.changed() => {
+                    if changed.is_err() { bail!("the file watcher ended") }
+                    pending.all = true;
+                }
+                noticed = self.events.recv() => match noticed {
+                    Some(noticed) => pending.add(noticed),
+                    None => bail!("the file watcher ended"),
+                },
+                () = tokio::time::sleep(WRITER_PAUSE), if pause => {
+                    let paused = std::mem::take(&mut pending.writing);
+                    pending.written.extend(paused.into_iter().filter(|p| has_content(p)));
+                }
+            }
+            while let Ok(noticed) = self.events.try_recv() {
+                pending.add(noticed);
+            }
+            let Pending { all, written, .. } = &mut pending;
+            if std::mem::take(all) {
+                self.look();
+            }
+            for path in std::mem::take(written) {
+                self.read(&path);
+            }
+            if !self.say(&inbox).await {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Say what differs. False when nobody listens any more.
+    async fn say(&mut self, inbox: &mpsc::Sender<Event>) -> bool {
+        match self.files.take_update() {
+            Some(update) => inbox.send(Event::Source(update)).await.is_ok(),
+            None => true,
+        }
+    }
+
+    /// Look at the whole folder.
+    fn look(&mut self) {
+        let mut found = BTreeSet::new();
+        if let Err(error) = walk(&self.root, &mut found, 0) {
+            // Unknown is not empty: nothing is taken away.
+            let why = format!(
+                "the folder cannot be listed ({error:#}); what it gave before stays in force"
+            );
+            self.files.fail(&self.root.clone(), &why);
+        } else {
+            let root = &self.root;
+            let gone: Vec<_> = self
+                .files
+                .paths()
+                .filter(|p| !found.contains(*p) && Some(*p) != self.mesh_config.as_ref())
+                .chain(std::iter::once(root))
+                .cloned()
+                .collect();
+            for path in gone {
+                self.files.remove(&path);
+            }
+        }
+        found.extend(self.mesh_config.clone());
+        for path in found {
+            self.read(&path);
+        }
+    }
+
+    /// Read one file, if it is one of ours.
+    fn read(&mut self, path: &Path) {
+        let is_mesh_config = Some(path) == self.mesh_config.as_deref();
+        if !is_mesh_config && !is_config(path, &self.root) {
+            return;
+        }
+        match bytes(path) {
+            Ok(bytes) => self.files.set(path, bytes, is_mesh_config),
+            // A folder that cannot be listed as a whole may have lost its mount: keep everything.
+            Err(error) if error.kind() == ErrorKind::NotFound && self.root.is_dir() => {
+                self.files.remove(path);
+            }
+            Err(error) => {
+                let why = format!("the file cannot be read ({error}); what it gave stays in force");
+                self.files.fail(path, &why);
+            }
+        }
+    }
+}
+
+// === impl Pending ===
+
+impl Pending {
+    fn add(&mut self, noticed: Noticed) {
+        match noticed {
+            Noticed::Anything => self.all = true,
+            Noticed::Writing(paths) => {
+                self.writing.extend(paths);
+            }
+            Noticed::Written(paths) => {
+                for path in paths {
+                    self.writing.remove(&path);
+                    self.written.insert(path);
+                }
+            }
+        }
+    }
+}
+
+/// What an event of the file system means.
+fn noticed(event: notify::Result<notify::Event>) -> Option<Noticed> {
+    let Ok(event) = event else { return Some(Noticed::Anything) };
+    match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
+            Some(Noticed::Written(event.paths))
+        }
+        EventKind::Access(_) => None,
+        EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any) => {
+            Some(Noticed::Writing(event.paths))
+        }
+        // Its writer has it open and will close it.
+        EventKind::Create(CreateKind::File) => Some(Noticed::Writing(event.paths)),
+        EventKind::Modify(ModifyKind::Metadata(_)) => None,
+        _ => Some(Noticed::Anything),
+    }
+}
+
+/// Whether a file that is still open has anything to read yet.
+fn has_content(path: &Path) -> bool {
+    std::fs::metadata(path).map_or(true, |found| found.len() > 0)
+}
+
+/// Whether a path is a file that we read: YAML or JSON, no part of its name hidden.
+fn is_config(path: &Path, root: &Path) -> bool {
+    let Ok(below) = path.strip_prefix(root) else { return false };
+    let hidden = below.iter().any(|part| part.to_string_lossy().starts_with('.'));
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    !hidden && matches!(extension, "yaml" | "yml" | "json")
+}
+
+/// Collect the files of a folder. Links are followed, to a depth that no honest tree has.
+fn walk(folder: &Path, out: &mut BTreeSet<PathBuf>, depth: usize) -> Result<()> {
+    const DEEPEST: usize = 32;
+    if depth > DEEPEST {
+        bail!("{} is nested deeper than {DEEPEST} folders", folder.display());
+    }
+    let entries =
+        std::fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("listing {}", folder.display()))?;
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        // What vanishes while it is looked at is simply not there.
+        let Ok(found) = std::fs::metadata(&path) else { continue };
+        if found.is_dir() {
+            walk(&path, out, depth + 1)?;
+        } else if is_config(&path, folder) {
+            out.insert(path);
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of a file.
+fn bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = std::fs::File::open(path)?;
+    let too_large = || {
+        let limit = LARGEST_FILE >> 20;
+        let message = format!("it is larger than {limit} MiB; split it into several files");
+        std::io::Error::new(ErrorKind::FileTooLarge, message)
+    };
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(too_large());
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,316 @@
+//! The objects of a set of files: which file gives which object, and what was wrong with each.
+//!
+//! In: the bytes of one file at a time, or that it is gone. Out: the objects that differ, lowered.
+//!
+//! **Invariant:** a file that cannot be read as a whole keeps the objects that it gave before; of
+//! two files with one object, the first by path is in force, whatever came first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use config::RawObject;
+use config::yaml::Mark;
+use model::{Change, ObjectRef, Severity};
+
+use crate::event::{FileProblem, SourceObject, SourceUpdate};
+
+/// Files that are larger are refused: no rule needs as much, and a mistake may.
+pub(super) const LARGEST_FILE: u64 = 16 << 20;
+
+/// Files and what they gave.
+#[derive(Default)]
+pub(super) struct Files {
+    source: Option<Arc<str>>,
+    /// Objects of each file.
+    files: BTreeMap<PathBuf, File>,
+    /// Files of each object, the first in force.
+    holders: BTreeMap<Arc<ObjectRef>, BTreeSet<PathBuf>>,
+    /// Objects that have to be said anew.
+    dirty: BTreeSet<Arc<ObjectRef>>,
+    /// Whether the problems of files have to be said anew.
+    problems_dirty: bool,
+}
+
+#[derive(Default)]
+struct File {
+    objects: BTreeMap<Arc<ObjectRef>, RawObject>,
+    problems: Vec<FileProblem>,
+    text: Vec<u8>,
+    mesh_config: bool,
+}
+
+// === impl Files ===
+
+impl Files {
+    /// No files yet, of this source.
+    pub(super) fn new(source: Arc<str>) -> Self {
+        Self { source: Some(source), problems_dirty: true, ..Self::default() }
+    }
+
+    /// Paths that are known.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.files.keys()
+    }
+
+    /// A file has these bytes now.
+    pub(super) fn set(&mut self, path: &Path, bytes: Vec<u8>, mesh_config: bool) {
+        let known = self.files.get(path);
+        if known.is_some_and(|f| f.text == bytes && f.mesh_config == mesh_config) {
+            return;
+        }
+        let (objects, problems) = self.read(path, &bytes, mesh_config);
+        let objects = match objects {
+            Some(objects) => objects,
+            // Unreadable: keep what was there.
+            None => self.files.get(path).map(|f| f.objects.clone()).unwrap_or_default(),
+        };
+        for problem in &problems {
+            let FileProblem { file, at, severity, message, .. } = problem;
+            let place = format!("{}:{}", file.display(), at.line);
+            match severity {
+                Severity::Error => tracing::error!(%place, "{message}"),
+                Severity::Warning => tracing::warn!(%place, "{message}"),
+            }
+        }
+        self.replace(path, Some(File { objects, problems, text: bytes, mesh_config }));
+    }
+
+    /// A file could not be read; it keeps what it gave.
+    pub(super) fn fail(&mut self, path: &Path, why: &str) {
+        tracing::error!(file = %path.display(), "{why}");
+        let problem = problem(path, Mark::default(), Severity::Error, why);
+        let file = self.files.entry(path.to_owned()).or_default();
+        file.problems = vec![problem];
+        // Whatever can be read next is news, even the same bytes.
+        file.text = Vec::new();
+        self.problems_dirty = true;
+    }
+
+    /// A file is gone.
+    pub(super) fn remove(&mut self, path: &Path) {
+        if self.files.contains_key(path) {
+            self.replace(path, None);
+        }
+    }
+
+    /// What differs since this was last asked; none when nothing does.
+    pub(super) fn take_update(&mut self) -> Option<SourceUpdate> {
+        if self.dirty.is_empty() && !self.problems_dirty {
+            return None;
+        }
+        let dirty = std::mem::take(&mut self.dirty);
+        let objects = dirty.into_iter().map(|owner| self.object(owner)).collect();
+        self.problems_dirty = false;
+        Some(SourceUpdate { objects, files: Some(self.problems()) })
+    }
+
+    fn object(&self, owner: Arc<ObjectRef>) -> (Change, Option<Arc<SourceObject>>) {
+        let holder = self.holders.get(&owner).and_then(BTreeSet::first);
+        let raw = holder.and_then(|path| self.files.get(path)?.objects.get(&owner));
+        let (Some(path), Some(raw)) = (holder, raw) else {
+            return (Change { owner, rows: Vec::new() }, None);
+        };
+        let (change, problems) = config::lower(raw.clone());
+        for problem in &problems {
+            let at = raw.locate(&problem.field);
+            let place = format!("{}:{}", path.display(), at.line);
+            match problem.severity {
+                Severity::Error => tracing::error!(%place, "{problem}"),
+                Severity::Warning => tracing::warn!(%place, "{problem}"),
+            }
+        }
+        let object = SourceObject { file: path.clone(), raw: raw.clone(), problems };
+        (change, Some(Arc::new(object)))
+    }
+
+    /// Problems of files, and objects that stand in a file that is not the first.
+    fn problems(&self) -> Vec<FileProblem> {
+        let mut all: Vec<FileProblem> =
+            self.files.values().flat_map(|f| f.problems.iter().cloned()).collect();
+        for (owner, holders) in &self.holders {
+            let mut paths = holders.iter();
+            let Some(first) = paths.next() else { continue };
+            for path in paths {
+                let raw = self.files.get(path).and_then(|f| f.objects.get(owner));
+                let message = format!(
+                    "{owner} stands in {} already; that one is in force, remove one of the two",
+                    first.display()
+                );
+                all.push(FileProblem {
+                    object: Some(Arc::clone(owner)),
+                    ..problem(
+                        path,
+                        raw.map(|r| r.locate("")).unwrap_or_default(),
+                        Severity::Error,
+                        &message,
+                    )
+                });
+            }
+        }
+        all.sort();
+        all
+    }
+
+    fn replace(&mut self, path: &Path, new: Option<File>) {
+        let old = self.files.remove(path).unwrap_or_default();
+        let empty = BTreeMap::new();
+        let objects = new.as_ref().map_or(&empty, |f| &f.objects);
+        for (owner, raw) in &old.objects {
+            if objects.get(owner).is_some_and(|o| same(o, raw)) {
+                continue;
+            }
+            self.dirty.insert(Arc::clone(owner));
+        }
+        for owner in old.objects.keys().filter(|owner| !objects.contains_key(*owner)) {
+            if let Some(holders) = self.holders.get_mut(owner) {
+                holders.remove(path);
+                if holders.is_empty() {
+                    self.holders.remove(owner);
+                }
+            }
+        }
+        for owner in objects.keys().filter(|owner| !old.objects.contains_key(*owner)) {
+            self.dirty.insert(Arc::clone(owner));
+            self.holders.entry(Arc::clone(owner)).or_default().insert(path.to_owned());
+        }
+        self.problems_dirty = true;
+        if let Some(new) = new {
+            self.files.insert(path.to_owned(), new);
+        }
+    }
+
+    /// Read bytes. No objects when it is unknown what the file holds.
+    #[allow(clippy::type_complexity)]
+    fn read(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        mesh_config: bool,
+    ) -> (Option<BTreeMap<Arc<ObjectRef>, RawObject>>, Vec<FileProblem>) {
+        let kept = "; what the file gave before stays in force";
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => {
+                let lines = bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count();
+                let at = Mark { line: u32::try_from(lines + 1).unwrap_or(u32::MAX), column: 1 };
+                let message = format!("the file is not UTF-8 from here on{kept}");
+                return (None, vec![problem(path, at, Severity::Error, &message)]);
+            }
+        };
+        let source = self.source.clone().unwrap_or_else(|| Arc::from("directory"));
+        if mesh_config {
+            return match config::read_mesh_config(&source, text) {
+                Ok(raw) => (Some(BTreeMap::from([(Arc::clone(&raw.owner), raw)])), Vec::new()),
+                Err(error) => {
+                    let message = format!("not a YAML document: {}{kept}", error.message);
+                    (None, vec![problem(path, error.at, Severity::Error, &message)])
+                }
+            };
+        }
+        let read = config::read(&source, text);
+        let mut problems: Vec<FileProblem> = read
+            .problems
+            .into_iter()
+            .map(|located| FileProblem {
+                object: Some(Arc::clone(&located.problem.object)),
+                ..problem(
+                    path,
+                    located.at,
+                    located.problem.severity,
+                    &format!("{}: {}", located.problem.object, located.problem.message),
+                )
+            })
+            .collect();
+        let unreadable = !read.syntax.is_empty();
+        problems.extend(read.syntax.into_iter().map(|error| {
+            let message = format!("not a YAML document: {}{kept}", error.message);
+            problem(path, error.at, Severity::Error, &message)
+        }));
+        let objects = read.objects.into_iter().map(|raw| (Arc::clone(&raw.owner), raw)).collect();
+        ((!unreadable).then_some(objects), problems)
+    }
+}
+
+/// Whether two readings of an object are the same, place included: where it stands is shown.
+fn same(a: &RawObject, b: &RawObject) -> bool {
+    a.line_offset == b.line_offset && a.body == b.body
+}
+
+fn problem(file: &Path, at: Mark, severity: Severity, message: &str) -> FileProblem {
+    FileProblem { file: file.to_owned(), at, object: None, severity, message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: &str =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: NAME}\nspec: {ports: [{port: 80}]}\n";
+
+    fn service(name: &str) -> Vec<u8> {
+        SERVICE.replace("NAME", name).into_bytes()
+    }
+
+    fn files() -> Files {
+        let mut files = Files::new(Arc::from("directory"));
+        files.take_update();
+        files
+    }
+
+    /// Names of objects that were said, with whether they are there.
+    fn said(update: Option<SourceUpdate>) -> Vec<(String, bool)> {
+        let objects = update.map(|u| u.objects).unwrap_or_default();
+        objects.iter().map(|(c, o)| (c.owner.to_string(), o.is_some())).collect()
+    }
+
+    #[test]
+    fn a_file_that_breaks_keeps_its_objects_and_says_so() {
+        let mut files = files();
+        files.set(Path::new("a.yaml"), service("a"), false);
+        assert_eq!(said(files.take_update()), [("Service default/a".to_owned(), true)]);
+        files.set(Path::new("a.yaml"), b"kind: [".to_vec(), false);
+        let update = files.take_update().expect("problems");
+        assert!(update.objects.is_empty());
+        assert!(update.files.expect("files")[0].message.contains("stays in force"));
+        files.set(Path::new("a.yaml"), vec![0xff, 0xfe], false);
+        assert!(files.take_update().expect("problems").objects.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_heals_says_only_what_differs() {
+        let mut files = files();
+        files.set(Path::new("a.yaml"), service("a"), false);
+        files.take_update();
+        files.set(Path::new("a.yaml"), b"kind: [".to_vec(), false);
+        files.take_update();
+        files.set(Path::new("a.yaml"), service("a"), false);
+        let update = files.take_update().expect("problems are gone");
+        assert!(update.objects.is_empty());
+        assert_eq!(update.files.expect("files"), []);
+    }
+
+    #[test]
+    fn of_two_files_with_one_object_the_first_by_path_is_in_force() {
+        let mut files = files();
+        files.set(Path::new("b.yaml"), service("x"), false);
+        files.take_update();
+        files.set(Path::new("a.yaml"), service("x"), false);
+        let update = files.take_update().expect("changed");
+        assert_eq!(update.objects[0].1.as_ref().expect("there").file, Path::new("a.yaml"));
+        assert_eq!(update.files.expect("files")[0].file, Path::new("b.yaml"));
+        files.remove(Path::new("a.yaml"));
+        let update = files.take_update().expect("changed");
+        assert_eq!(update.objects[0].1.as_ref().expect("there").file, Path::new("b.yaml"));
+    }
+
+    #[test]
+    fn a_file_that_goes_takes_its_objects_along() {
+        let mut files = files();
+        files.set(Path::new("a.yaml"), service("a"), false);
+        files.take_update();
+        files.remove(Path::new("a.yaml"));
+        assert_eq!(said(files.take_update()), [("Service default/a".to_owned(), false)]);
+        assert!(files.take_update().is_none());
+    }
+}

@@ -1,0 +1,80 @@
+//! What the loop publishes for everybody else: streams, admin, metrics.
+//!
+//! **Invariant:** immutable values, swapped as a whole; readers never reach into the loop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use model::{ObjectRef, Origin, Problem, ir};
+use tokio::sync::watch;
+use xds::{EncodedResource, Publisher, ResourceType, ScopeId};
+
+use crate::event::{FileProblem, SourceObject};
+
+/// The published values.
+pub(crate) struct Shared {
+    /// What proxies are offered.
+    pub(crate) publisher: Arc<Publisher>,
+    /// The rest.
+    pub(crate) world: ArcSwap<World>,
+    /// Whether every source has synced and what it said is published.
+    pub(crate) ready: watch::Sender<bool>,
+}
+
+/// Resources of a scope: what is offered, and the `ir` it was made of.
+pub(crate) type Offered =
+    BTreeMap<(ResourceType, Arc<str>), (Arc<EncodedResource>, Arc<ir::Resource>)>;
+
+/// Everything that people may ask about, at one revision.
+#[derive(Clone, Default)]
+pub(crate) struct World {
+    /// Grows with every publication.
+    pub(crate) revision: u64,
+    /// Objects as their sources have them.
+    pub(crate) objects: Arc<BTreeMap<Arc<ObjectRef>, Arc<SourceObject>>>,
+    /// What is wrong with files as a whole.
+    pub(crate) files: Arc<Vec<FileProblem>>,
+    /// What is wrong between objects, with what was made of them, and what proxies rejected.
+    pub(crate) problems: Arc<BTreeSet<Problem>>,
+    /// Resources of every scope.
+    pub(crate) scopes: BTreeMap<ScopeId, Arc<Offered>>,
+}
+
+// === impl Shared ===
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            publisher: Arc::default(),
+            world: ArcSwap::default(),
+            ready: watch::Sender::new(false),
+        }
+    }
+}
+
+// === impl World ===
+
+impl World {
+    /// An origin in words, with file and line where they are known:
+    /// `VirtualService default/reviews spec.http[0] (rules.yaml:12)`.
+    pub(crate) fn describe(&self, origin: &Origin) -> String {
+        match self.objects.get(&origin.object) {
+            Some(object) => {
+                let at = object.raw.locate(&origin.field);
+                let generation = match object.raw.generation {
+                    Some(generation) => format!(" generation {generation}"),
+                    None => String::new(),
+                };
+                format!("{origin}{generation} ({}:{})", object.file.display(), at.line)
+            }
+            None => origin.to_string(),
+        }
+    }
+
+    /// Every problem of one object, sorted.
+    pub(crate) fn problems_of(&self, object: &ObjectRef) -> BTreeSet<&Problem> {
+        let own = self.objects.get(object).map(|o| o.problems.iter()).unwrap_or_default();
+        own.chain(self.problems.iter().filter(|p| *p.object == *object)).collect()
+    }
+}
