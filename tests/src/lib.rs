@@ -1,0 +1,14 @@
+//! What the tests, the demo and the benchmark share: processes that end with their owner, backends,
+//! a controller and an Envoy on loopback, golden cases.
+//!
+//! In: binaries and YAML. Out: guards that stop what they started when dropped, and measurements.
+//!
+//! **Invariant:** every process and port belongs to a guard; nothing outlives the program, however
+//! it ends.
+
+pub mod backend;
+pub mod client;
+pub mod golden;
+pub mod mesh;
+pub mod process;
+pub mod statistics;

@@ -1,0 +1,134 @@
+//! Child processes that end with their owner.
+//!
+//! In: a program and its arguments. Out: a guard; when it is dropped, or when this process dies in
+//! whatever way, the child is stopped.
+//!
+//! **Invariant:** a child is stopped by its own id, and is waited for.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// A child behind a leash: `leash` stops it as soon as this guard, or this process, is gone,
+/// because then the pipe that it reads closes.
+#[derive(Debug)]
+pub struct Leashed {
+    name: String,
+    leash: Child,
+    log: PathBuf,
+}
+
+/// Time that a child has to end by itself; the leash allows it a little less.
+const GRACE: Duration = Duration::from_secs(8);
+
+// === impl Leashed ===
+
+impl Leashed {
+    /// Start `program`; what it writes goes to `log`.
+    pub fn start(name: &str, program: &Path, args: &[String], log: &Path) -> Result<Self> {
+        let file = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        let mut command = Command::new(sibling("leash")?);
+        command.arg(program).args(args);
+        command.stdin(Stdio::piped()).stdout(file.try_clone()?).stderr(file);
+        // A Ctrl-C in the terminal is for this process; the leash hears of it by the pipe.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let leash = command.spawn().with_context(|| format!("starting {name}"))?;
+        Ok(Self { name: name.to_owned(), leash, log: log.to_owned() })
+    }
+
+    /// Fail with the end of its log if the child has ended.
+    pub fn check(&mut self) -> Result<()> {
+        match self.leash.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended with {status}\n{}", self.name, self.log_end()),
+        }
+    }
+
+    /// Ask the child to end, and wait for it.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.end().with_context(|| format!("stopping {}", self.name))
+    }
+
+    /// The last lines of its log.
+    pub fn log_end(&self) -> String {
+        let mut text = String::new();
+        // A log that cannot be read must not hide the error that it was to explain.
+        let _ = File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text));
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// Its whole log.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Id of the child's leash.
+    pub fn id(&self) -> u32 {
+        self.leash.id()
+    }
+
+    fn end(&mut self) -> Result<ExitStatus> {
+        drop(self.leash.stdin.take());
+        let deadline = Instant::now() + GRACE;
+        loop {
+            if let Some(status) = self.leash.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                self.leash.kill()?;
+                return Ok(self.leash.wait()?);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Leashed {
+    fn drop(&mut self) {
+        // Nothing is left to do about an error here.
+        let _ = self.end();
+    }
+}
+
+/// A binary of this workspace that stands beside the running one.
+pub fn sibling(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding the own binary")?;
+    let places = own.ancestors().skip(1).take(2);
+    for place in places {
+        let candidate = place.join(name);
+        if candidate.is_file() {
+            return Ok(candidate);
+        }
+    }
+    bail!(
+        "there is no {name} beside {}; build it with `cargo build --workspace --bins`",
+        own.display()
+    )
+}
+
+/// The binary of this name, built now unless it is up to date.
+///
+/// Only for tests: `cargo test` builds no binaries of other packages.
+pub fn built(cargo: &str, name: &str) -> Result<PathBuf> {
+    let mut command = Command::new(cargo);
+    // All of them at once: with other packages selected, cargo would build the dependencies anew.
+    command.args(["build", "--quiet", "--workspace", "--bins", "--message-format=json"]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let output = command.stderr(Stdio::inherit()).output().context("running cargo build")?;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+        if message["target"]["name"] == name
+            && let Some(path) = message["executable"].as_str()
+        {
+            return Ok(PathBuf::from(path));
+        }
+    }
+    bail!("cargo built no binary {name} ({})", output.status)
+}
