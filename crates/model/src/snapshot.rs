@@ -31,7 +31,7 @@ pub enum Row {
     /// Rules for hosts.
     RouteRules(RouteRules),
     /// How to talk to a host.
-    DestinationPolicy(DestinationPolicy),
+    DestinationPolicy(Box<DestinationPolicy>),
     /// A gateway.
     Gateway(Gateway),
 }
@@ -219,7 +219,7 @@ impl Snapshot {
                 Row::EndpointSlice(row) => put(&mut self.slices, id, row, insert),
                 Row::Workload(row) => put(&mut self.workloads, id, row, insert),
                 Row::RouteRules(row) => put(&mut self.rules, id, row, insert),
-                Row::DestinationPolicy(row) => put(&mut self.policies, id, row, insert),
+                Row::DestinationPolicy(row) => put(&mut self.policies, id, *row, insert),
                 Row::Gateway(row) => put(&mut self.gateways, id, row, insert),
             }
         }

@@ -31,7 +31,7 @@ pub enum Resource {
     /// The routes of a host on a port.
     VirtualHost(VirtualHost),
     /// A destination.
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
     /// The endpoints of a destination.
     Endpoints(Endpoints),
 }

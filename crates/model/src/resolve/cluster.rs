@@ -26,7 +26,7 @@ pub(super) fn add_cluster(view: View<'_>, mesh: &Mesh, target: &Target, rows: &m
     }
     let cluster = cluster(view, mesh, target);
     let discovered = cluster.endpoints == ClusterEndpoints::Discovered;
-    rows.0.insert(key, Arc::new(ir::Resource::Cluster(cluster)));
+    rows.0.insert(key, Arc::new(ir::Resource::Cluster(Box::new(cluster))));
     if let (true, Some((id, port))) = (discovered, &target.service)
         && let Some(service) = view.service_by_id(id)
     {

@@ -140,10 +140,12 @@ fn destinations(
     }
 }
 
+/// Rules that claim a host, and which of their hosts it is.
+type Claim<'a> = (&'a RowId, &'a Arc<RouteRules>, usize);
+
 /// Rule lists that name the same host for the same gateway: all apply, in order of precedence.
 fn host_conflicts(view: View<'_>, out: &mut BTreeSet<Problem>) {
-    let mut claims: BTreeMap<(&GatewayName, &Arc<str>), Vec<(&RowId, &Arc<RouteRules>, usize)>> =
-        BTreeMap::new();
+    let mut claims: BTreeMap<(&GatewayName, &Arc<str>), Vec<Claim<'_>>> = BTreeMap::new();
     for (id, rules) in view.rules() {
         for gateway in &rules.gateways {
             for (index, host) in rules.hosts.iter().enumerate() {
@@ -178,7 +180,7 @@ fn host_conflicts(view: View<'_>, out: &mut BTreeSet<Problem>) {
 
 /// Policies for hosts that do not exist, and policies for one host in one namespace.
 fn policies(view: View<'_>, out: &mut BTreeSet<Problem>) {
-    let mut first: BTreeMap<(&Arc<str>, &Arc<str>), (&RowId, Option<i64>)> = BTreeMap::new();
+    let mut first: BTreeMap<(&Arc<str>, &Arc<str>), &RowId> = BTreeMap::new();
     let mut all: Vec<_> = view.policies().collect();
     all.sort_by(|a, b| precedence(a.1.created, a.0).cmp(&precedence(b.1.created, b.0)));
     for (id, policy) in all {
@@ -193,9 +195,9 @@ fn policies(view: View<'_>, out: &mut BTreeSet<Problem>) {
         let key = (&policy.namespace, &policy.host);
         match first.get(&key) {
             None => {
-                first.insert(key, (id, policy.created));
+                first.insert(key, id);
             }
-            Some((other, _)) => {
+            Some(other) => {
                 out.insert(Problem::warning(
                     &id.object,
                     "spec.host",

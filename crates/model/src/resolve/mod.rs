@@ -203,6 +203,6 @@ fn selects(selector: &BTreeMap<Arc<str>, Arc<str>>, labels: &BTreeMap<Arc<str>, 
 
 /// Order of precedence: older first, objects without a creation time last, then namespace and
 /// name.
-fn precedence<'a>(created: Option<i64>, id: &'a RowId) -> (bool, Option<i64>, &'a RowId) {
+fn precedence(created: Option<i64>, id: &RowId) -> (bool, Option<i64>, &RowId) {
     (created.is_none(), created, id)
 }
