@@ -15,7 +15,7 @@ use envoy_api::{EncodedResource, ResourceType};
 use super::plan::Addition;
 use super::state::TypeState;
 use super::{Session, stub};
-use crate::publication::parent_of;
+use crate::publication::{ScopeView, parent_of};
 
 /// Parent and domain → who newly claims it, as an index into the additions.
 type Gains = BTreeMap<(String, Arc<str>), usize>;
@@ -25,7 +25,15 @@ type Gains = BTreeMap<(String, Arc<str>), usize>;
 impl Session {
     /// Join additions between which a domain moves into one group; turn a removal into a
     /// placeholder where its domain is taken.
-    pub(super) fn link_claims(&self, additions: &mut Vec<Addition>, removals: &mut Vec<Arc<str>>) {
+    ///
+    /// A host that was refused is offered once more together with one that takes its domain: the
+    /// two may have failed for lack of each other.
+    pub(super) fn link_claims(
+        &self,
+        view: &ScopeView,
+        additions: &mut Vec<Addition>,
+        removals: &mut Vec<Arc<str>>,
+    ) {
         let state = self.state(ResourceType::VirtualHost);
         let gains = gains(state, additions);
         if gains.is_empty() {
@@ -41,9 +49,15 @@ impl Session {
             for taker in &takers {
                 additions[*taker].takes = true;
             }
+            let takers = takers.into_iter().filter(|taker| !additions[*taker].alone);
+            let takers: Vec<_> = takers.collect();
+            if takers.is_empty() {
+                continue;
+            }
             let giver = match at.get(&name) {
                 Some(giver) => Some(*giver),
-                None => placeholder(state, &name, additions, removals),
+                None => placeholder(state, &name, additions, removals)
+                    .or_else(|| refused(state, view, &name, additions)),
             };
             for taker in takers {
                 match giver {
@@ -130,8 +144,22 @@ fn placeholder(
     Some(group)
 }
 
+/// Offer a refused host again.
+fn refused(
+    state: &TypeState,
+    view: &ScopeView,
+    name: &Arc<str>,
+    additions: &mut Vec<Addition>,
+) -> Option<usize> {
+    let host = view.get(ResourceType::VirtualHost, name)?;
+    state.parked.get(name)?;
+    let group = additions.len();
+    additions.push(Addition::new(host.clone(), group));
+    Some(group)
+}
+
 fn join(additions: &mut [Addition], a: usize, b: usize) {
-    if additions[a].alone || additions[b].alone {
+    if additions[a].alone {
         return;
     }
     let (from, to) = (additions[a].group, additions[b].group);

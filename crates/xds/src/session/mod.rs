@@ -9,6 +9,7 @@
 //! **Invariant:** does no I/O and reads no clock; `now` is the time since the stream began.
 
 mod claims;
+mod emit;
 mod gate;
 mod message;
 mod plan;

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use envoy_api::{EncodedResource, ResourceRef, ResourceType};
 
-use super::message::{Notice, Response};
-use super::state::{Sent, Waiting};
+use super::message::Notice;
+use super::state::Waiting;
 use super::{Session, stub};
 use crate::publication::{ScopeView, parent_of};
 
@@ -98,7 +98,7 @@ impl Session {
         let mut work = self.compare(resource_type, view);
         let nothing = work.additions.is_empty() && work.removals.is_empty();
         if resource_type == ResourceType::VirtualHost {
-            self.link_claims(&mut work.additions, &mut work.removals);
+            self.link_claims(view, &mut work.additions, &mut work.removals);
         }
         let ready = self.pass_gate(resource_type, view, work.additions);
         self.emit_missing(resource_type, work.missing);
@@ -115,23 +115,25 @@ impl Session {
     /// Step 1: sort the names into what is to be done about them.
     fn compare(&mut self, resource_type: ResourceType, view: &ScopeView) -> Work {
         let state = self.state(resource_type);
-        let names: BTreeSet<_> = [&state.todo, &state.asked, &state.owed, &state.alone]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let names = [&state.todo, &state.asked, &state.owed].into_iter().flatten();
+        let names: BTreeSet<_> = names.chain(state.alone.keys()).cloned().collect();
         let mut work = Work::default();
         let mut done = Vec::new();
         for name in names {
             let state = self.state(resource_type);
             let asked = state.asked.contains(&name);
-            let alone = state.alone.contains(&name);
+            let suspect = state.alone.get(&name).copied();
             let owed = state.owed.contains(&name);
             let expected = state.expected(&name);
             match self.want(resource_type, view, &name, asked) {
                 Want::Resource(resource)
-                    if asked || owed || alone || expected != Some(resource.version()) =>
+                    if asked
+                        || owed
+                        || suspect == Some(Some(resource.version()))
+                        || expected != Some(resource.version()) =>
                 {
+                    // Newer content is no suspect.
+                    let alone = suspect == Some(Some(resource.version()));
                     let group = work.additions.len();
                     work.additions.push(Addition {
                         exempt: asked || owed || alone,
@@ -290,7 +292,7 @@ impl Session {
     }
 
     /// Note whether a name waits; since when, if it does.
-    fn wait(
+    pub(super) fn wait(
         &mut self,
         resource_type: ResourceType,
         name: &Arc<str>,
@@ -311,156 +313,9 @@ impl Session {
         Some(entry.since)
     }
 
-    fn remind(&mut self, at: Duration) {
+    pub(super) fn remind(&mut self, at: Duration) {
         if at > self.now {
             self.deadline = Some(self.deadline.map_or(at, |deadline| deadline.min(at)));
         }
-    }
-
-    fn emit_missing(&mut self, resource_type: ResourceType, missing: Vec<Arc<str>>) {
-        if missing.is_empty() {
-            return;
-        }
-        let silent = self.full_sets && !resource_type.is_wildcard_capable();
-        if silent {
-            let state = self.state_mut(resource_type);
-            for name in missing {
-                state.asked.remove(&name);
-                state.todo.remove(&name);
-            }
-            return;
-        }
-        let items = missing.into_iter().map(|name| (name, None)).collect();
-        self.emit(resource_type, false, items);
-    }
-
-    /// Step 3: write additions, in several responses where one would be too large. Says whether
-    /// a push was among them.
-    fn emit_additions(
-        &mut self,
-        resource_type: ResourceType,
-        view: &ScopeView,
-        additions: Vec<Addition>,
-    ) -> bool {
-        let mut pushed = false;
-        let (mut alone, batch): (Vec<_>, Vec<_>) = additions.into_iter().partition(|a| a.alone);
-        // Whoever gives a domain up goes before whoever takes it.
-        alone.sort_by_key(|addition| addition.takes);
-        if self.full_sets && !alone.is_empty() {
-            // A full set holds all suspects sent before, so they go one after the other.
-            if self.state(resource_type).is_busy() {
-                return true;
-            }
-            alone.truncate(1);
-            let addition = alone.remove(0);
-            self.emit_resources(resource_type, view, true, vec![addition.resource]);
-            return true;
-        }
-        for addition in alone {
-            self.emit_resources(resource_type, view, false, vec![addition.resource]);
-        }
-        let push = batch.iter().any(|addition| !addition.exempt);
-        let is_host = resource_type == ResourceType::VirtualHost;
-        let whole = self.full_sets || is_host && batch.iter().any(|a| a.exempt);
-        let mut units: BTreeMap<usize, Vec<_>> = BTreeMap::new();
-        for (at, addition) in batch.into_iter().enumerate() {
-            let unit = if is_host { addition.group } else { at };
-            units.entry(unit).or_default().push(addition.resource);
-        }
-        let mut response = Vec::new();
-        let mut bytes = 0;
-        for unit in units.into_values() {
-            let more: usize = unit.iter().map(|r| r.delta_entry().len()).sum();
-            if !whole && !response.is_empty() && bytes + more > self.settings.response_bytes {
-                let full = std::mem::take(&mut response);
-                self.emit_resources(resource_type, view, push, full);
-                bytes = 0;
-            }
-            bytes += more;
-            response.extend(unit);
-        }
-        if !response.is_empty() {
-            self.emit_resources(resource_type, view, push, response);
-            pushed = push;
-        }
-        pushed
-    }
-
-    fn emit_resources(
-        &mut self,
-        resource_type: ResourceType,
-        view: &ScopeView,
-        push: bool,
-        resources: Vec<Arc<EncodedResource>>,
-    ) {
-        let items = resources.iter().map(|r| (r.name().clone(), Some(r.clone())));
-        self.emit(resource_type, push, items.collect());
-        for resource in &resources {
-            self.owe_children(view, resource);
-            if resource_type == ResourceType::RouteConfiguration {
-                self.revisit_hosts(resource.name());
-            }
-        }
-    }
-
-    fn emit_removals(&mut self, resource_type: ResourceType, names: Vec<Arc<str>>) {
-        if names.is_empty() {
-            return;
-        }
-        if self.full_sets && !resource_type.is_wildcard_capable() {
-            // In SotW the parent's end is the child's (R40).
-            for name in names {
-                self.state_mut(resource_type).forget(&name);
-            }
-            return;
-        }
-        let referenced = self.referenced();
-        let mut items = BTreeMap::new();
-        for name in names {
-            let resource = ResourceRef::new(resource_type, name.clone());
-            let blocked = referenced.contains(&resource);
-            if let Some(since) = self.wait(resource_type, &name, true, blocked) {
-                let end = since + self.settings.gate;
-                if end > self.now {
-                    self.remind(end);
-                    continue;
-                }
-                self.notices.push(Notice::RemovedWhileReferenced { resource });
-            }
-            items.insert(name, None);
-        }
-        if !items.is_empty() {
-            self.emit(resource_type, true, items);
-        }
-    }
-
-    /// Number a response, note it as sent, and queue it for `poll_output`.
-    fn emit(
-        &mut self,
-        resource_type: ResourceType,
-        push: bool,
-        items: BTreeMap<Arc<str>, Option<Arc<EncodedResource>>>,
-    ) {
-        self.last_nonce += 1;
-        let nonce = self.last_nonce;
-        let mut resources: Vec<_> = items.values().flatten().cloned().collect();
-        let gone = items.iter().filter(|(_, resource)| resource.is_none());
-        let mut removed: Vec<_> = gone.map(|(name, _)| name.clone()).collect();
-        let at = self.now;
-        let full_set = self.full_sets && resource_type.is_wildcard_capable();
-        let state = self.state_mut(resource_type);
-        state.register(nonce, Sent { push, at, items });
-        if full_set {
-            removed.clear();
-            resources = state.expected_contents();
-        }
-        let response = Response {
-            resource_type,
-            nonce: nonce.to_string(),
-            version: format!("{:016x}", state.expected_version()),
-            resources,
-            removed,
-        };
-        self.outbox.push_back((nonce, response));
     }
 }

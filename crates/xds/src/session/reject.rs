@@ -36,7 +36,7 @@ pub(super) fn reject(
         resources.push((name.clone(), version));
         state.todo.insert(name.clone());
         if !parked {
-            state.alone.insert(name);
+            state.alone.insert(name, version);
             continue;
         }
         let was_stand_in = state.parked.get_mut(&name).filter(|parked| {

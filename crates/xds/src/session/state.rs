@@ -91,8 +91,8 @@ pub(super) struct TypeState {
     pub(super) asked: BTreeSet<Arc<str>>,
     /// Children of a parent just sent: send them although nothing changed.
     pub(super) owed: BTreeSet<Arc<str>>,
-    /// Suspects of a NACK: one per response.
-    pub(super) alone: BTreeSet<Arc<str>>,
+    /// Suspects of a NACK and the refused version: one per response.
+    pub(super) alone: BTreeMap<Arc<str>, Option<ContentHash>>,
     pub(super) waiting: BTreeMap<Arc<str>, Waiting>,
     pub(super) parked: BTreeMap<Arc<str>, Parked>,
     pub(super) tally: Tally,
@@ -279,10 +279,16 @@ impl TypeState {
         }
     }
 
-    /// Take back one item of a response that was refused.
-    pub(super) fn refuse(&mut self, nonce: u64, name: &str) {
-        if self.pending.get(name).is_some_and(|p| p.0 == nonce) {
-            self.pending.remove(name);
+    /// Take back one item of a response that was refused: an older one may still be in flight.
+    pub(super) fn refuse(&mut self, nonce: u64, name: &Arc<str>) {
+        if self.pending.get(name).is_none_or(|pending| pending.0 != nonce) {
+            return;
+        }
+        self.pending.remove(name);
+        let mut older = self.sent.iter().rev();
+        let older = older.find_map(|(nonce, sent)| Some((*nonce, sent.items.get(name)?.clone())));
+        if let Some(older) = older {
+            self.pending.insert(name.clone(), older);
         }
     }
 

@@ -18,7 +18,7 @@ const BAD: &str = "bad";
 
 #[derive(Clone, Debug)]
 enum Op {
-    Publish(World),
+    Publish(Box<World>),
     /// Read what the server writes, this many responses at most.
     Read(usize),
     /// Answer the oldest unanswered response of the n-th type.
@@ -63,8 +63,9 @@ impl World {
         }
         for (i, (v, c)) in self.listeners.iter().enumerate().filter(|(_, l)| l.0 > 0) {
             let name = format!("l{i}");
-            let body = format!("{name} {} {c} {}", version(*v), bad(4 + i));
-            all.push(EncodedResource::new(Lds, name, body.as_bytes(), to_cluster(*c)));
+            let refs = to_cluster(*c);
+            let body = format!("{name} {} {refs:?} {}", version(*v), bad(4 + i));
+            all.push(EncodedResource::new(Lds, name, body.as_bytes(), refs));
         }
         for (i, v) in self.routes.iter().enumerate().filter(|(_, v)| **v > 0) {
             all.push(resource(Rds, &format!("r{i}"), version(*v)));
@@ -95,6 +96,8 @@ struct Envoy {
     routes: BTreeSet<String>,
     unanswered: BTreeMap<ResourceType, VecDeque<(Response, Option<String>)>>,
     ever_bad: bool,
+    /// Of this stream: a notice comes with the plan, maybe a few responses before its resource.
+    notices: Vec<Notice>,
 }
 
 impl Envoy {
@@ -107,6 +110,7 @@ impl Envoy {
             routes: BTreeSet::from(["r0".to_owned()]),
             unanswered: BTreeMap::new(),
             ever_bad: world.bad.is_some(),
+            notices: Vec::new(),
         };
         envoy.reconnect(0);
         envoy
@@ -176,9 +180,10 @@ impl Envoy {
         self.session = Session::new(Settings::default());
         self.now = Duration::ZERO;
         self.unanswered.clear();
+        self.notices.clear();
         let mut types = vec![Eds, Lds, Rds, Vhds, Cds];
         types.rotate_left(order % 5);
-        if order % 2 == 0 {
+        if order.is_multiple_of(2) {
             self.session.on_view(self.now, &self.view);
         }
         for resource_type in types {
@@ -204,8 +209,8 @@ impl Envoy {
             let Some(response) = self.session.poll_output() else {
                 return;
             };
-            let notices = self.session.take_notices();
-            self.check(&response, &notices);
+            self.notices.extend(self.session.take_notices());
+            self.check(&response);
             self.receive(response);
             for status in self.session.status(self.now) {
                 assert!(status.pushes <= 1, "two un-ACKed pushes: {status:?}");
@@ -213,13 +218,13 @@ impl Envoy {
         }
     }
 
-    fn check(&self, response: &Response, notices: &[Notice]) {
+    fn check(&self, response: &Response) {
         let t = response.resource_type;
         assert!(response.resources.is_empty() || response.removed.is_empty());
         let names: BTreeSet<_> = response.resources.iter().map(|r| r.name()).collect();
         assert_eq!(names.len(), response.resources.len());
         let noticed = |resource: &ResourceRef| {
-            notices.iter().any(|notice| match notice {
+            self.notices.iter().any(|notice| match notice {
                 Notice::SentBeforeReference { resource: r, .. }
                 | Notice::RemovedWhileReferenced { resource: r } => r == resource,
             })
@@ -370,7 +375,7 @@ fn world(bad: bool) -> impl Strategy<Value = World> {
 
 fn op(bad: bool) -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => world(bad).prop_map(Op::Publish),
+        4 => world(bad).prop_map(|world| Op::Publish(Box::new(world))),
         6 => (1usize..6).prop_map(Op::Read),
         8 => (0usize..6).prop_map(Op::Answer),
         1 => (0usize..2).prop_map(Op::SubscribeRoutes),

@@ -137,3 +137,49 @@ fn equal_domains_of_two_route_configurations_have_nothing_to_do_with_each_other(
     proxy.publish(|v| v.set(host("81/a", 1, &["x"], &[])));
     proxy.gets(Vhds, &["81/a"], &[]);
 }
+
+#[test]
+fn hosts_queued_behind_a_route_configuration_that_is_dropped_are_not_written() {
+    let mut proxy = Proxy::offered(routes());
+    proxy.ask(Vhds, &[]);
+    proxy.ask(Rds, &["80"]);
+    let first = proxy.session.poll_output().unwrap();
+    assert_eq!(first.resource_type, Rds);
+    proxy.drop_names(Rds, &["80"]);
+    proxy.is_silent();
+}
+
+#[test]
+fn a_swap_of_domains_goes_together_although_both_hosts_were_suspects_in_an_older_version() {
+    let swap = |n, of_a: &str, of_b: &str| {
+        [host("80/a", n, &["a", of_a], &[]), host("80/b", n, &["b", of_b], &[])]
+    };
+    let mut proxy = Proxy::settled(swap(1, "x", "y").into_iter().chain([resource(Rds, "80", 1)]));
+    let [a, b] = swap(2, "x", "y");
+    proxy.publish(|v| v.set(a).set(b));
+    let late = proxy.gets(Vhds, &["80/a", "80/b"], &[]);
+    let [a, b] = swap(3, "y", "x");
+    proxy.publish(|v| v.set(a).set(b));
+    proxy.nack(&late, "one of them is bad");
+    proxy.gets(Vhds, &["80/a", "80/b"], &[]);
+}
+
+#[test]
+fn a_host_refused_for_a_domain_that_another_kept_is_sent_when_that_one_gives_it_up() {
+    let mut proxy = Proxy::settled([
+        resource(Rds, "80", 1),
+        host("80/a", 1, &["a", "x"], &[]),
+        host("80/b", 1, &["b"], &[]),
+    ]);
+    proxy.publish(|v| v.set(host("80/a", 2, &["a"], &[])).set(host("80/b", 2, &["b", "x"], &[])));
+    let pair = proxy.gets(Vhds, &["80/a", "80/b"], &[]);
+    proxy.nack(&pair, "a is bad");
+    for single in proxy.written() {
+        proxy.nack(&single, "a is bad, so b has x twice");
+    }
+    proxy.is_silent();
+    proxy.publish(|v| v.set(host("80/a", 3, &["a"], &[])));
+    let fixed = proxy.gets(Vhds, &["80/a"], &[]);
+    proxy.ack(&fixed);
+    proxy.gets(Vhds, &["80/b"], &[]);
+}
