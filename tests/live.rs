@@ -1,1 +1,292 @@
-//! Later.
+//! One real Envoy under traffic, while the files of its mesh are edited at random.
+//!
+//! In: `ENVOY_BIN`; `HEDDLE_LIVE_SEED` and `HEDDLE_LIVE_EDITS` to choose a run. Out: every answer
+//! that no state of the mesh allows which was valid while it was asked for.
+//!
+//! A state is valid from its writing until 250 ms after the ACK of the next: Envoy's workers swap
+//! after the ACK. A 404 needs a state without a route for the host; nothing allows a 503.
+//!
+//! **Invariant:** what is allowed is computed before the answers are seen.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test")]
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use house::backend::Backend;
+use house::client::Client;
+use house::mesh::{Controller, Envoy, GATEWAY_NODE, free_address, free_address_of, replace};
+use house::process::built;
+use house::world::{Allowed, Edit, World};
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom as _, SliceRandom as _};
+use rand::{Rng as _, SeedableRng as _};
+use tokio::task::JoinSet;
+
+const SWAP: Duration = Duration::from_millis(250);
+const CLIENTS: u64 = 4;
+const LEAST_OF_EACH: usize = 10;
+
+/// What the mesh said for some time.
+struct State {
+    /// The edit that made it.
+    by: String,
+    from: Instant,
+    until: Option<Instant>,
+    allowed: Allowed,
+}
+
+/// What came back.
+struct Seen {
+    host: String,
+    began: Instant,
+    ended: Instant,
+    /// Backend, or what there was instead.
+    outcome: Result<String, String>,
+}
+
+#[derive(Default)]
+struct Shared {
+    hosts: Mutex<Vec<String>>,
+    stop: AtomicBool,
+}
+
+#[test]
+fn given_traffic_when_the_mesh_is_edited_at_random_then_every_answer_is_allowed() {
+    let Some(envoy) = Envoy::binary() else {
+        eprintln!("SKIPPED: ENVOY_BIN names no Envoy binary");
+        return;
+    };
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seed = number("HEDDLE_LIVE_SEED").unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
+    let edits = number("HEDDLE_LIVE_EDITS").unwrap_or(200);
+    eprintln!("seed {seed} (HEDDLE_LIVE_SEED repeats the edits)");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let result = runtime.block_on(live(&envoy, seed, edits as usize));
+    result.unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
+}
+
+async fn live(envoy: &Path, seed: u64, edits: usize) -> Result<()> {
+    let controller = built(env!("CARGO"), "heddle-controller")?;
+    let mut rng = StdRng::seed_from_u64(seed);
+    let work = tempfile::tempdir()?;
+    let directory = work.path().join("mesh");
+    std::fs::create_dir(&directory)?;
+    let gateway = free_address()?;
+    let backend_port = free_address_of(Ipv4Addr::new(127, 88, 0, 1))?.port();
+    let mut world = World::new(gateway, backend_port, &mut rng);
+    let mut backends = BTreeMap::new();
+    start_backends(&world, backend_port, &mut backends).await?;
+    for (file, text) in world.files() {
+        std::fs::write(directory.join(file), text)?;
+    }
+    let log = work.path().join("controller.log");
+    let mut controller = Controller::start(&controller, &directory, &log).await?;
+    let mut proxy = Envoy::start(envoy, controller.xds, work.path()).await?;
+    controller.synced(GATEWAY_NODE, 0).await?;
+    let mut admin = Client::new(controller.admin);
+    first_answers(gateway, &world).await?;
+
+    let shared = Arc::new(Shared::default());
+    let first = State {
+        by: "start".to_owned(),
+        from: Instant::now(),
+        until: None,
+        allowed: world.allowed(),
+    };
+    let mut states = vec![first];
+    shared.publish(&states);
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        clients.spawn(send(gateway, Arc::clone(&shared), seed + number));
+    }
+    let began = Instant::now();
+    let mut latencies = Vec::new();
+    for (index, edit) in plan(edits, &mut rng).into_iter().enumerate() {
+        for part in 0.. {
+            let revision = controller.revision(&mut admin).await?;
+            let Some((file, content)) = world.edit(edit, part, &mut rng) else { break };
+            start_backends(&world, backend_port, &mut backends).await?;
+            let from = Instant::now();
+            let by = format!("edit {index} ({edit:?}, part {part}) of {file}");
+            states.push(State { by: by.clone(), from, until: None, allowed: world.allowed() });
+            shared.publish(&states);
+            match content {
+                Some(text) => replace(&directory.join(file), &text)?,
+                None => std::fs::remove_file(directory.join(file))?,
+            }
+            let settled = controller.settled(GATEWAY_NODE, revision).await;
+            let state = settled.with_context(|| by.clone())?;
+            ensure!(state.rejected == 0, "{by} was rejected: {:?}", state.errors);
+            let now = Instant::now();
+            latencies.push(now - from);
+            let previous = states.len() - 2;
+            states[previous].until = Some(now + SWAP);
+            proxy.check()?;
+            tokio::time::sleep(Duration::from_millis(rng.random_range(0..40))).await;
+            stop_backends(&world, &states, &mut backends);
+        }
+    }
+    tokio::time::sleep(2 * SWAP).await;
+    let took = began.elapsed();
+    shared.stop.store(true, Ordering::Relaxed);
+    let seen: Vec<Seen> = clients.join_all().await.into_iter().flatten().collect();
+
+    let failures: Vec<String> = seen.iter().filter_map(|seen| judge(seen, &states)).collect();
+    let shown: Vec<&str> = failures.iter().take(10).map(String::as_str).collect();
+    eprintln!(
+        "{edits} edits in {took:.1?}, {} requests, {} failed, from writing to the last ACK p50 {:.1?}, \
+         p99 {:.1?}",
+        seen.len(),
+        failures.len(),
+        house::statistics::percentile(&mut latencies, 50),
+        house::statistics::percentile(&mut latencies, 99),
+    );
+    ensure!(
+        failures.is_empty(),
+        "{} answers are not allowed:\n{}",
+        failures.len(),
+        shown.join("\n")
+    );
+    ensure!(seen.len() > 10 * edits, "only {} requests were sent", seen.len());
+    at_the_end(&controller, &proxy).await?;
+    drop(proxy);
+    controller.stop()
+}
+
+/// Nothing rejected, nothing warming, everything synced.
+async fn at_the_end(controller: &Controller, proxy: &Envoy) -> Result<()> {
+    let mut admin = Client::new(controller.admin);
+    let state = controller.sync_state(&mut admin, GATEWAY_NODE).await?.context("connected")?;
+    ensure!(state.synced && state.rejected == 0, "not synced: {:#}", state.page);
+    let warming = proxy.warming().await?;
+    ensure!(warming.is_empty(), "warming at the end: {warming:?}");
+    let stats = proxy.page("/stats?format=json&filter=update_rejected").await?;
+    let rejected = stats["stats"].as_array().into_iter().flatten();
+    let rejected: Vec<_> =
+        rejected.filter(|s| s["value"].as_u64().is_some_and(|n| n > 0)).collect();
+    ensure!(rejected.is_empty(), "Envoy rejected updates: {rejected:?}");
+    Ok(())
+}
+
+/// Each kind at least ten times, the rest at random, in random order.
+fn plan(edits: usize, rng: &mut StdRng) -> Vec<Edit> {
+    let mut plan: Vec<Edit> = Edit::ALL.into_iter().cycle().take(LEAST_OF_EACH * 7).collect();
+    while plan.len() < edits {
+        plan.extend(Edit::ALL.choose(rng));
+    }
+    plan.shuffle(rng);
+    plan.truncate(edits);
+    plan
+}
+
+async fn start_backends(
+    world: &World,
+    port: u16,
+    backends: &mut BTreeMap<Ipv4Addr, Backend>,
+) -> Result<()> {
+    for address in world.backends() {
+        if let Entry::Vacant(entry) = backends.entry(address) {
+            let socket = SocketAddr::from((address, port));
+            entry.insert(Backend::start(socket, &address.to_string()).await?);
+        }
+    }
+    Ok(())
+}
+
+/// Stop backends that neither the mesh nor a state names which was valid within the last second:
+/// requests that were on their way have ended.
+fn stop_backends(world: &World, states: &[State], backends: &mut BTreeMap<Ipv4Addr, Backend>) {
+    let now = Instant::now();
+    let recent = states
+        .iter()
+        .rev()
+        .take_while(|state| state.until.is_none_or(|until| until + Duration::from_secs(1) > now));
+    let named: BTreeSet<&String> = recent.flat_map(|s| s.allowed.values().flatten()).collect();
+    let used = world.backends();
+    backends.retain(|address, _| used.contains(address) || named.contains(&address.to_string()));
+}
+
+/// Wait until every host answers: a listener may open a moment after its ACK.
+async fn first_answers(gateway: SocketAddr, world: &World) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    for host in world.allowed().keys() {
+        while !Client::new(gateway).get(host, "/").await.is_ok_and(|a| a.status == 200) {
+            ensure!(Instant::now() < deadline, "{host} is not served at the start");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    Ok(())
+}
+
+async fn send(gateway: SocketAddr, shared: Arc<Shared>, seed: u64) -> Vec<Seen> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut client = Client::new(gateway);
+    let mut seen = Vec::new();
+    while !shared.stop.load(Ordering::Relaxed) {
+        // Some requests open a connection, which may be to another worker.
+        if rng.random_range(0..20) == 0 {
+            client = Client::new(gateway);
+        }
+        let Some(host) = shared.hosts().choose(&mut rng).cloned() else { continue };
+        let began = Instant::now();
+        let outcome = match client.get(&host, "/").await {
+            Ok(answer) => match (answer.status.as_u16(), answer.backend) {
+                (200, Some(backend)) => Ok(backend),
+                (status, _) => Err(format!("{status} {}", String::from_utf8_lossy(&answer.body))),
+            },
+            Err(error) => Err(format!("{error:#}")),
+        };
+        seen.push(Seen { host, began, ended: Instant::now(), outcome });
+    }
+    seen
+}
+
+/// Why an answer is not allowed, if so.
+fn judge(seen: &Seen, states: &[State]) -> Option<String> {
+    let Seen { host, began, ended, outcome } = seen;
+    let valid = states
+        .iter()
+        .filter(|state| state.from <= *ended && state.until.is_none_or(|until| until >= *began));
+    let valid: Vec<&State> = valid.collect();
+    let allowed = valid.iter().any(|state| match (state.allowed.get(host), outcome) {
+        (Some(backends), Ok(backend)) => backends.contains(backend),
+        (None, Err(text)) => text.starts_with("404"),
+        (Some(_), Err(_)) | (None, Ok(_)) => false,
+    });
+    if allowed {
+        return None;
+    }
+    let since = |state: &State| {
+        format!(
+            "{}, {:?} before the answer: {:?}",
+            state.by,
+            *ended - state.from,
+            state.allowed.get(host)
+        )
+    };
+    let states: Vec<String> = valid.into_iter().map(since).collect();
+    Some(format!("{host}: {outcome:?}; valid were\n    {}", states.join("\n    ")))
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn hosts(&self) -> Vec<String> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Hosts of the last states: those that are new, that stay, and that just went.
+    fn publish(&self, states: &[State]) {
+        let recent = states.iter().rev().take(3);
+        let hosts: BTreeSet<&String> = recent.flat_map(|state| state.allowed.keys()).collect();
+        let hosts = hosts.into_iter().cloned().collect();
+        *self.hosts.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
+    }
+}

@@ -12,3 +12,4 @@ pub mod golden;
 pub mod mesh;
 pub mod process;
 pub mod statistics;
+pub mod world;

@@ -126,6 +126,29 @@ impl Controller {
         }
     }
 
+    /// How often what it serves has changed.
+    pub async fn revision(&self, client: &mut Client) -> Result<u64> {
+        let page = client.json("/debug/configz").await?;
+        page["revision"].as_u64().context("/debug/configz has no revision")
+    }
+
+    /// Wait until it has taken up a change after `revision`, and the proxy has ACKed it all.
+    pub async fn settled(&mut self, node: &str, revision: u64) -> Result<SyncState> {
+        let mut client = Client::new(self.admin);
+        let deadline = Instant::now() + PATIENCE;
+        while self.revision(&mut client).await? <= revision {
+            self.process.check()?;
+            if Instant::now() > deadline {
+                bail!(
+                    "the controller saw no change within {PATIENCE:?}\n{}",
+                    self.process.log_end()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        self.synced(node, 0).await
+    }
+
     /// Fail if it has ended.
     pub fn check(&mut self) -> Result<()> {
         self.process.check()

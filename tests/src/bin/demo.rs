@@ -136,7 +136,7 @@ async fn demo() -> Result<()> {
     while let Some(joined) = clients.join_next().await {
         joined?;
     }
-    report(&controller).await?;
+    report(&controller, &mesh).await?;
     drop(proxy);
     controller.stop()?;
     drop(children);
@@ -261,7 +261,7 @@ async fn observe(tally: &Tally, began: Instant, step: (u64, u64)) -> Result<()> 
 }
 
 /// What the admin endpoint says about the proxy.
-async fn report(controller: &Controller) -> Result<()> {
+async fn report(controller: &Controller, directory: &Path) -> Result<()> {
     let mut admin = Client::new(controller.admin);
     let state = controller.sync_state(&mut admin, GATEWAY_NODE).await?;
     let state = state.context("the proxy is not in /debug/syncz")?;
@@ -279,11 +279,12 @@ async fn report(controller: &Controller) -> Result<()> {
     }
     let dump = admin.json(&format!("/debug/config_dump?proxyID={GATEWAY_NODE}")).await?;
     println!("  Its routes come from:");
-    let mut origins = Vec::new();
-    routes(&dump, &mut origins);
+    let origins = routes(&dump);
     for (host, from) in &origins {
         println!("    {host}");
-        from.iter().for_each(|origin| println!("      {origin}"));
+        for origin in from {
+            println!("      {}", origin.replace(&format!("{}/", directory.display()), ""));
+        }
     }
     if origins.is_empty() {
         bail!("the dump names no origins: {dump}");
@@ -295,37 +296,20 @@ async fn report(controller: &Controller) -> Result<()> {
 }
 
 /// Every virtual host of a dump that has routes, and its origins.
-fn routes(value: &Value, out: &mut Vec<(String, Vec<String>)>) {
-    match value {
-        Value::Object(fields) => {
-            if let (Some(domains), Some(Value::Array(origins)), Some(_)) =
-                (fields.get("domains"), fields.get("origins"), fields.get("routes"))
-            {
-                let domains = domains.as_array().into_iter().flatten();
-                let domains: Vec<_> = domains.filter_map(Value::as_str).collect();
-                out.push((domains.join(", "), origins.iter().map(place).collect()));
+fn routes(dump: &Value) -> Vec<(String, Vec<String>)> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut out = Vec::new();
+    for config in list(&dump["configs"]).iter().flat_map(|c| list(&c["dynamic_route_configs"])) {
+        for host in list(&config["route_config"]["virtual_hosts"]) {
+            let domain = host["domains"][0].as_str().unwrap_or_default().to_owned();
+            if !list(&host["routes"]).is_empty() {
+                let origins = list(&config["virtual_host_origins"][&domain]);
+                let origins = origins.iter().filter_map(Value::as_str).map(str::to_owned);
+                out.push((domain, origins.collect()));
             }
-            fields.values().for_each(|v| routes(v, out));
         }
-        Value::Array(items) => items.iter().for_each(|v| routes(v, out)),
-        _ => {}
     }
-}
-
-/// An origin in words.
-fn place(origin: &Value) -> String {
-    match origin {
-        Value::String(text) => text.clone(),
-        Value::Object(fields) => {
-            let words = fields.values().filter_map(|v| match v {
-                Value::String(text) => Some(text.clone()),
-                Value::Number(number) => Some(number.to_string()),
-                _ => None,
-            });
-            words.collect::<Vec<_>>().join(" ")
-        }
-        other => other.to_string(),
-    }
+    out
 }
 
 // === impl Tally ===

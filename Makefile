@@ -1,0 +1,38 @@
+# What people type. CI runs the same targets.
+
+SHELL := /bin/sh
+CARGO ?= cargo
+CACHE := $(or $(HEDDLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heddle)
+DENY_VERSION := 0.20.2
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help build test lint demo bench
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+
+build: ## Build the binaries
+	$(CARGO) build --workspace --bins --locked
+
+test: ## Run every test that needs no cluster; ends with "N passed, N failed, N skipped"
+	@ENVOY_BIN="$$(tests/scripts/fetch-envoy || true)"; \
+	if [ -n "$$ENVOY_BIN" ]; then export ENVOY_BIN; else unset ENVOY_BIN; fi; \
+	tests/scripts/summarise $(CARGO) test-all
+
+lint: ## Check format, code, documentation, dependencies
+	$(CARGO) lint-format
+	$(CARGO) lint-code
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) lint-docs
+	@PATH="$$PATH:$(CACHE)/cargo-deny-$(DENY_VERSION)/bin"; export PATH; \
+	if command -v cargo-deny >/dev/null; then $(CARGO) lint-deps; \
+	else echo "SKIPPED: dependencies are not checked: cargo-deny is not installed (cargo install --locked cargo-deny --version $(DENY_VERSION))"; fi
+
+demo: ## Watch a canary split move through a real Envoy while its YAML is edited
+	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
+	$(CARGO) build --workspace --bins --locked && \
+	exec "$(TARGET)/debug/demo"
+
+bench: ## Measure start, latency and bytes with a real Envoy
+	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
+	$(CARGO) build --release --workspace --bins --locked && \
+	exec "$(TARGET)/release/bench"

@@ -1,0 +1,317 @@
+//! A made-up mesh that is edited at random, and what each of its states allows.
+//!
+//! In: a seeded source of chance. Out: files to write, and for each host the backends that may
+//! answer.
+//!
+//! **Invariant:** says what users mean, in its own few lines: it shares no code with what it
+//! judges.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+
+/// Kinds of edits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Edit {
+    /// Other weights.
+    Weight,
+    /// A subset that was not there, with its share of the split.
+    NewSubset,
+    /// A service that was not there, with its route.
+    NewService,
+    /// The host of a route has another name.
+    HostRenamed,
+    /// The service has another port, and the route names it.
+    PortChanged,
+    /// The VirtualService is deleted, and some time later created again.
+    Recreated,
+    /// Every endpoint of a service is replaced.
+    EndpointsReplaced,
+}
+
+/// A service with its route: one file, so that an edit is one step.
+#[derive(Clone, Debug)]
+pub struct App {
+    name: String,
+    host: String,
+    port: u16,
+    subsets: Vec<Subset>,
+    routed: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Subset {
+    name: String,
+    weight: u32,
+    backends: Vec<Ipv4Addr>,
+}
+
+/// The mesh.
+#[derive(Debug)]
+pub struct World {
+    apps: BTreeMap<String, App>,
+    gateway: SocketAddr,
+    backend_port: u16,
+    count: u32,
+}
+
+/// Who may answer for each host that has a route; every other host is answered with 404.
+pub type Allowed = BTreeMap<String, BTreeSet<String>>;
+
+/// One step of an edit: a file and what it says from now on; nothing = it is removed.
+pub type Step = (String, Option<String>);
+
+const MOST_APPS: usize = 8;
+const MOST_SUBSETS: usize = 4;
+
+// === impl Edit ===
+
+impl Edit {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::Weight,
+        Self::NewSubset,
+        Self::NewService,
+        Self::HostRenamed,
+        Self::PortChanged,
+        Self::Recreated,
+        Self::EndpointsReplaced,
+    ];
+}
+
+// === impl World ===
+
+impl World {
+    /// Some services behind a gateway at this address. Every backend has an address of its own,
+    /// and this port.
+    pub fn new(gateway: SocketAddr, backend_port: u16, rng: &mut StdRng) -> Self {
+        let mut world = Self { apps: BTreeMap::new(), gateway, backend_port, count: 0 };
+        for _ in 0..4 {
+            world.add_app(rng);
+        }
+        world
+    }
+
+    /// Every file, as it is now.
+    pub fn files(&self) -> Vec<(String, String)> {
+        let (ip, port) = (self.gateway.ip(), self.gateway.port());
+        let gateway = format!(
+            "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: edge}}\nspec:\n  \
+             selector: {{istio: ingressgateway}}\n  servers:\n  - port: {{number: {port}, name: \
+             http, protocol: HTTP}}\n    bind: {ip}\n    hosts: [\"*.example.com\"]\n"
+        );
+        let apps = self.apps.values().map(|app| (app.file(), app.yaml(self.backend_port)));
+        apps.chain([("gateway.yaml".to_owned(), gateway)]).collect()
+    }
+
+    /// Every backend in use.
+    pub fn backends(&self) -> BTreeSet<Ipv4Addr> {
+        let subsets = self.apps.values().flat_map(|app| &app.subsets);
+        subsets.flat_map(|subset| subset.backends.iter().copied()).collect()
+    }
+
+    /// What is allowed now.
+    pub fn allowed(&self) -> Allowed {
+        let routed = self.apps.values().filter(|app| app.routed);
+        routed.map(|app| (app.host.clone(), app.answering())).collect()
+    }
+
+    /// Do an edit, up to its next step; `None` = it has no further step. Returns the file to write.
+    pub fn edit(&mut self, edit: Edit, step: usize, rng: &mut StdRng) -> Option<Step> {
+        if edit == Edit::Recreated && step == 1 {
+            // The one that was deleted by the step before.
+            let app = self.apps.values_mut().find(|app| !app.routed)?;
+            app.routed = true;
+            return Some((app.file(), Some(app.yaml(self.backend_port))));
+        }
+        if edit == Edit::NewService && step == 1 {
+            if self.apps.len() <= MOST_APPS {
+                return None;
+            }
+            let oldest = self.apps.keys().next()?.clone();
+            return Some((self.apps.remove(&oldest)?.file(), None));
+        }
+        if step > 0 {
+            return None;
+        }
+        let name = match edit {
+            Edit::NewService => self.add_app(rng),
+            _ => {
+                let names: Vec<_> = self.apps.keys().cloned().collect();
+                names.choose(rng)?.clone()
+            }
+        };
+        let mut app = self.apps.get(&name)?.clone();
+        match edit {
+            Edit::NewService => {}
+            Edit::Weight => app.reweigh(rng),
+            Edit::NewSubset => {
+                if app.subsets.len() == MOST_SUBSETS {
+                    app.subsets.remove(0);
+                }
+                let subset = self.subset(rng);
+                app.subsets.push(subset);
+            }
+            Edit::HostRenamed => app.host = self.host(),
+            Edit::PortChanged => app.port = self.port(),
+            Edit::Recreated => app.routed = false,
+            Edit::EndpointsReplaced => {
+                for subset in &mut app.subsets {
+                    let count = rng.random_range(1..=2);
+                    subset.backends = (0..count).map(|_| self.backend()).collect();
+                }
+            }
+        }
+        let step = (app.file(), Some(app.yaml(self.backend_port)));
+        self.apps.insert(name, app);
+        Some(step)
+    }
+
+    fn add_app(&mut self, rng: &mut StdRng) -> String {
+        self.count += 1;
+        // Numbered so that the first in order is the oldest.
+        let name = format!("app-{:05}", self.count);
+        let subsets = vec![self.subset(rng), self.subset(rng)];
+        let (host, port) = (self.host(), self.port());
+        let app = App { name: name.clone(), host, port, subsets, routed: true };
+        self.apps.insert(name.clone(), app);
+        name
+    }
+
+    fn subset(&mut self, rng: &mut StdRng) -> Subset {
+        self.count += 1;
+        let name = format!("v{}", self.count);
+        Subset { name, weight: rng.random_range(1..=100), backends: vec![self.backend()] }
+    }
+
+    fn backend(&mut self) -> Ipv4Addr {
+        self.count += 1;
+        let [_, _, high, low] = self.count.to_be_bytes();
+        Ipv4Addr::new(127, 88, high, low)
+    }
+
+    fn host(&mut self) -> String {
+        self.count += 1;
+        format!("host-{}.example.com", self.count)
+    }
+
+    fn port(&mut self) -> u16 {
+        self.count += 1;
+        8000 + u16::try_from(self.count % 50_000).unwrap_or(0)
+    }
+}
+
+// === impl App ===
+
+impl App {
+    fn file(&self) -> String {
+        format!("{}.yaml", self.name)
+    }
+
+    fn answering(&self) -> BTreeSet<String> {
+        let used = self.subsets.iter().filter(|subset| subset.weight > 0);
+        used.flat_map(|subset| subset.backends.iter().map(ToString::to_string)).collect()
+    }
+
+    /// Other weights, of which at least one is not 0.
+    fn reweigh(&mut self, rng: &mut StdRng) {
+        let before: Vec<u32> = self.subsets.iter().map(|s| s.weight).collect();
+        loop {
+            for subset in &mut self.subsets {
+                subset.weight = *[0, 1, 10, 50, 90, 100].choose(rng).unwrap_or(&1);
+            }
+            let now: Vec<u32> = self.subsets.iter().map(|s| s.weight).collect();
+            if now != before && now.iter().sum::<u32>() > 0 {
+                return;
+            }
+        }
+    }
+
+    fn yaml(&self, backend_port: u16) -> String {
+        let Self { name, host, port, subsets, routed } = self;
+        let mut out = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: \
+             {name}}}\n  ports: [{{name: http, port: {port}}}]\n"
+        );
+        let mut slice = format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, \
+             labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{name: \
+             http, port: {backend_port}}}]\nendpoints:\n"
+        );
+        let mut rule = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: \
+             {name}}}\nspec:\n  host: {name}\n  subsets:\n"
+        );
+        let mut routes = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: \
+             {name}}}\nspec:\n  hosts: [{host}]\n  gateways: [edge]\n  http:\n  - retries: \
+             {{attempts: 0}}\n    route:\n"
+        );
+        for Subset { name: version, weight, backends } in subsets {
+            for address in backends {
+                let pod = format!("{name}-{}", address.to_string().replace('.', "-"));
+                // Writing to a String does not fail.
+                let _ = write!(
+                    out,
+                    "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, labels: {{app: \
+                     {name}, version: {version}}}}}\nstatus: {{podIP: {address}}}\n"
+                );
+                let _ = writeln!(
+                    slice,
+                    "- {{addresses: [{address}], targetRef: {{kind: Pod, name: {pod}}}}}"
+                );
+            }
+            let _ = writeln!(rule, "  - {{name: {version}, labels: {{version: {version}}}}}");
+            let _ = writeln!(
+                routes,
+                "    - {{destination: {{host: {name}, subset: {version}, port: {{number: \
+                 {port}}}}}, weight: {weight}}}"
+            );
+        }
+        out.push_str(&slice);
+        out.push_str(&rule);
+        if *routed {
+            out.push_str(&routes);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng as _;
+
+    fn world() -> (World, StdRng) {
+        let mut rng = StdRng::seed_from_u64(1);
+        let gateway = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        (World::new(gateway, 2, &mut rng), rng)
+    }
+
+    #[test]
+    fn every_edit_changes_a_file() {
+        let (mut world, mut rng) = world();
+        for edit in Edit::ALL.into_iter().cycle().take(100) {
+            let before: BTreeMap<_, _> = world.files().into_iter().collect();
+            let (file, content) = world.edit(edit, 0, &mut rng).expect("a step");
+            assert_ne!(before.get(&file), content.as_ref(), "{edit:?}");
+            while world.edit(edit, 1, &mut rng).is_some_and(|_| edit != Edit::Recreated) {}
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_without_a_problem() {
+        let (world, _) = world();
+        for (_, text) in world.files() {
+            let read = config::read(&std::sync::Arc::from("test"), &text);
+            assert!(read.problems.is_empty() && read.syntax.is_empty());
+            for raw in read.objects {
+                assert_eq!(config::lower(raw).1, []);
+            }
+        }
+    }
+}
