@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use model::{Change, Kind as KindName, ObjectRef, Problem, Reason};
 
+use crate::head;
 use crate::istio::{destination_rule, gateway, mesh_config, virtual_service};
 use crate::kubernetes::{endpoint_slice, namespace, pod, service};
 use crate::object::RawObject;
@@ -97,7 +98,12 @@ pub fn known_kind(group: &str, kind: &str) -> Option<&'static Known> {
 /// Validate an object of a kind we read and turn it into rows.
 pub fn lower(raw: RawObject) -> (Change, Vec<Problem>) {
     match raw.known() {
-        Some(known) => known.kind.lower(raw),
+        Some(known) => {
+            let mut problems = head::check(&raw, known);
+            let (change, more) = known.kind.lower(raw);
+            problems.extend(more);
+            (change, problems)
+        }
         None => (Change { owner: raw.owner, rows: Vec::new() }, Vec::new()),
     }
 }

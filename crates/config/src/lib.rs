@@ -9,10 +9,12 @@
 //! **Invariant:** no I/O, no clock, no environment, no async; no user mistake is an error path: it
 //! is a `Problem` on the object, and the rest of the object stays in force.
 
+mod head;
 mod istio;
 mod kind;
 mod kubernetes;
 mod object;
+mod regex;
 pub mod schema;
 mod text;
 pub mod yaml;

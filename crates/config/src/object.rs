@@ -6,13 +6,14 @@
 //! document harms no other, but is reported as such, so that a caller may keep what it had.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use model::{Kind as KindName, ObjectRef, Problem, Reason};
 
+use crate::head;
 use crate::kind::{Known, known_kind, other_kind};
-use crate::yaml::{self, Mark, Node};
+use crate::yaml::{self, Mark, Node, Value};
 
 /// An object as it was read, before its kind has looked at it.
 #[derive(Clone, Debug)]
@@ -53,20 +54,18 @@ pub struct Located {
 
 /// Read every document of a text. `source` names where it comes from, in every `ObjectRef`.
 pub fn read(source: &Arc<str>, text: &str) -> Read {
-    let mut out = Read::default();
+    let mut reader = Reader { source, offset: 0, seen: HashSet::new(), out: Read::default() };
     for (offset, document) in documents(text) {
+        reader.offset = offset;
         match yaml::parse(document) {
-            Ok(node) => {
-                let mut reader = Reader { source, offset, out: &mut out };
-                reader.object(node);
-            }
+            Ok(node) => reader.object(node),
             Err(mut error) => {
                 error.at.line = error.at.line.saturating_add(offset);
-                out.syntax.push(error);
+                reader.out.syntax.push(error);
             }
         }
     }
-    out
+    reader.out
 }
 
 /// Split a text at `---` lines: each document with the number of lines before it.
@@ -95,7 +94,8 @@ fn documents(text: &str) -> Vec<(u32, &str)> {
 struct Reader<'a> {
     source: &'a Arc<str>,
     offset: u32,
-    out: &'a mut Read,
+    seen: HashSet<Arc<ObjectRef>>,
+    out: Read,
 }
 
 // === impl Reader ===
@@ -108,10 +108,7 @@ impl Reader<'_> {
         let api_version = body.get("apiVersion").and_then(Node::as_str).unwrap_or_default();
         let kind = body.get("kind").and_then(Node::as_str).unwrap_or_default();
         if kind == "List" || (kind.ends_with("List") && body.get("items").is_some()) {
-            for item in body.get("items").and_then(Node::as_list).unwrap_or_default() {
-                self.object(item.clone());
-            }
-            return;
+            return self.list(body);
         }
         let metadata = body.get("metadata");
         let text = |key: &str| metadata.and_then(|m| m.get(key)).and_then(Node::as_str);
@@ -133,6 +130,11 @@ impl Reader<'_> {
             },
             name: Arc::from(text("name").unwrap_or_default()),
         });
+        if body.as_map().is_none() {
+            let message = "the document is no object: it must begin with apiVersion, kind and \
+                           metadata.name";
+            return self.problem(&body, Problem::error(&owner, "", Reason::Syntax, message));
+        }
         if kind.is_empty() || api_version.is_empty() {
             let field = if kind.is_empty() { "kind" } else { "apiVersion" };
             let message = "is required: an object begins with apiVersion, kind and metadata.name";
@@ -150,17 +152,31 @@ impl Reader<'_> {
             let problem = Problem::error(&owner, "apiVersion", Reason::UnknownKind, message);
             return self.problem(&body, problem);
         }
-        if owner.name.is_empty() {
-            let field = "metadata.name";
-            let message = "is required and must be a text";
-            return self.problem(&body, Problem::error(&owner, field, Reason::Required, message));
+        if let Some(problem) = head::misnamed(&owner, metadata) {
+            return self.problem(&body, problem);
         }
-        if self.out.objects.iter().any(|o| o.owner == owner) {
+        if !self.seen.insert(Arc::clone(&owner)) {
             let message = "stands in this file twice; the first is in force, remove one";
             let problem = Problem::error(&owner, "", Reason::DuplicateObject, message);
             return self.problem(&body, problem);
         }
         self.out.objects.push(RawObject::new(owner, body, self.offset));
+    }
+
+    /// The items of a list, each an object of its own.
+    fn list(&mut self, body: Node) {
+        let items = body.get("items").map(|items| &items.value);
+        if let None | Some(Value::Null | Value::List(_)) = items {
+            return body.into_items("items").into_iter().for_each(|item| self.object(item));
+        }
+        let owner = Arc::new(ObjectRef {
+            source: Arc::clone(self.source),
+            kind: KindName { name: Cow::Borrowed("List"), group: Cow::Borrowed("") },
+            namespace: Arc::from(""),
+            name: Arc::from(""),
+        });
+        let message = "must be a list of objects";
+        self.problem(&body, Problem::error(&owner, "items", Reason::WrongType, message));
     }
 
     fn problem(&mut self, body: &Node, problem: Problem) {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use model::{ObjectRef, Problem, Reason};
 
-use crate::yaml::{Node, Value};
+use crate::yaml::{Entry, Node, Value};
 
 /// What a value may be.
 #[derive(Debug)]
@@ -220,14 +220,19 @@ impl Checker<'_> {
         let Some(text) = node.as_str() else {
             return self.wrong(node, "a time with its unit, such as 5s");
         };
+        // Envoy counts in milliseconds: less than one would become none.
+        let floor = |time: Duration| match time.is_zero() {
+            true => Duration::from_millis(least),
+            false => Duration::from_millis(least.max(1)),
+        };
         match parse_time(text) {
             None => {
                 let message = format!("must be a time with its unit, such as 5s, but is {text:?}");
                 self.error(Reason::WrongType, message);
                 false
             }
-            Some(time) if time < Duration::from_millis(least) => {
-                self.range(format!("must be at least {least}ms, but is {text}"))
+            Some(time) if time < floor(time) => {
+                self.range(format!("must be at least {:?}, but is {text}", floor(time)))
             }
             Some(_) => true,
         }
@@ -239,7 +244,8 @@ impl Checker<'_> {
         let Value::Map(entries) = &mut node.value else { return self.wrong(node, "an object") };
         let mut good = true;
         for field in fields.iter().filter(|f| f.required) {
-            if !entries.iter().any(|e| e.key == field.name && !e.value.is_null()) {
+            let there = |e: &Entry| e.key == field.name && !e.duplicate && !e.value.is_null();
+            if !entries.iter().any(there) {
                 self.below(field.name, |c| c.error(Reason::Required, "is required"));
                 good = false;
             }
@@ -340,12 +346,13 @@ impl Checker<'_> {
     }
 }
 
-fn describe(value: &Value) -> String {
+/// A value in a few words.
+pub(crate) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "empty".to_owned(),
         Value::Bool(b) => b.to_string(),
         Value::Integer(n) => format!("the number {n}"),
-        Value::Number(n) => format!("the number {n}"),
+        Value::Number(n) => format!("the number {n:?}"),
         Value::String(text) => {
             let short: String = text.chars().take(60).collect();
             format!("the text {short:?}")
@@ -355,7 +362,8 @@ fn describe(value: &Value) -> String {
     }
 }
 
-fn unknown(name: &str, known: impl Iterator<Item = &'static str>) -> String {
+/// What to say of a field that does not exist.
+pub(crate) fn unknown(name: &str, known: impl Iterator<Item = &'static str>) -> String {
     match nearest(name, known) {
         Some(near) => format!("there is no such field; did you mean `{near}`?"),
         None => "there is no such field; remove it or correct its name".to_owned(),
@@ -390,7 +398,8 @@ fn distance(a: &str, b: &str) -> usize {
 
 /// Read a time as protobuf's JSON and Go's durations write it: `5s`, `1.5s`, `100ms`, `1h30m`.
 pub(crate) fn parse_time(text: &str) -> Option<Duration> {
-    const LONGEST: f64 = 315_576_000_000.0;
+    // What Envoy can count in nanoseconds: it rejects more.
+    const LONGEST: f64 = 9_223_372_035.0;
     let mut rest = text;
     let mut seconds = 0.0_f64;
     if rest.is_empty() {

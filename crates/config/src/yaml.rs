@@ -135,6 +135,15 @@ impl Node {
         entries.iter_mut().find(|e| e.key == key && !e.duplicate).map(|e| &mut e.value)
     }
 
+    /// The items of the list under a key; none where there is no such list.
+    pub(crate) fn into_items(self, key: &str) -> Vec<Node> {
+        let Value::Map(entries) = self.value else { return Vec::new() };
+        match entries.into_iter().find(|e| e.key == key && !e.duplicate).map(|e| e.value.value) {
+            Some(Value::List(items)) => items,
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether there is nothing.
     pub fn is_null(&self) -> bool {
         self.value == Value::Null

@@ -27,14 +27,15 @@ const SERVER: Type = Type::Object(&[
         Type::Strict(&[
             field("number", Type::Integer(1, 65_535)).required(),
             field("protocol", Type::Text).required(),
-            field("name", Type::Text),
-            field("targetPort", Type::Integer(0, 65_535)),
+            field("name", Type::Text).inert(),
+            // Deprecated in the API, and never had an effect.
+            field("targetPort", Type::Any).inert(),
         ]),
     )
     .required(),
     field("bind", Type::Checked(address)).or_parent(),
     field("hosts", Type::List(&Type::Checked(text::scoped_host), OnBad::Field)).required(),
-    field("name", Type::Text),
+    field("name", Type::Text).inert(),
     // Served without its TLS settings, a server would be more open than was written.
     not_yet("tls").or_parent(),
     not_yet("defaultEndpoint").or_parent(),

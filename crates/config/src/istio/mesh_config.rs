@@ -79,10 +79,7 @@ struct Spec {
 
 /// Read bare mesh settings: a text that is what an object would have in its `spec`, or such an
 /// object.
-pub fn read_mesh_config(
-    source: &Arc<str>,
-    text: &str,
-) -> Result<RawObject, SyntaxError> {
+pub fn read_mesh_config(source: &Arc<str>, text: &str) -> Result<RawObject, SyntaxError> {
     let node = yaml::parse(text)?;
     let owner = Arc::new(ObjectRef {
         source: Arc::clone(source),
@@ -93,7 +90,10 @@ pub fn read_mesh_config(
     let spec = match node.get("kind").and_then(Node::as_str) {
         Some("MeshConfig") => node.get("spec").cloned().unwrap_or_else(empty),
         Some(kind) => {
-            let message = format!("{kind} is no MeshConfig");
+            let message = format!(
+                "{kind} is no MeshConfig; give the settings alone, as they stand in the `mesh` key \
+                 of Istio's ConfigMap"
+            );
             return Err(SyntaxError { at: node.locate("kind"), message });
         }
         None if node.is_null() => empty(),

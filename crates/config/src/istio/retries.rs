@@ -11,7 +11,8 @@ use crate::schema::{Field, Type, field, parse_time};
 
 /// Schema of a retry policy.
 pub(super) const RETRIES: &[Field] = &[
-    field("attempts", Type::Integer(0, 1_000_000)),
+    // Without it there would be no retries at all; the whole policy goes, and the default stays.
+    field("attempts", Type::Integer(0, 1_000_000)).or_parent(),
     field("perTryTimeout", Type::Time(1)),
     field("retryOn", Type::Checked(retry_on)),
     field("retryRemoteLocalities", Type::Bool),

@@ -18,6 +18,7 @@ use super::retries::{RETRIES, Retries};
 use super::{decode, nothing};
 use crate::kind::{Kind, KindScope, kind_name};
 use crate::object::RawObject;
+use crate::regex;
 use crate::schema::{OnBad, Type, field, not_yet, parse_time};
 use crate::text::{self, full_host};
 
@@ -28,7 +29,7 @@ const STRING_MATCH: Type = Type::OneOf(
     &[
         field("exact", Type::Checked(text::no_control)),
         field("prefix", Type::Checked(text::no_control)),
-        field("regex", Type::Checked(text::regex)).or_parent(),
+        field("regex", Type::Checked(regex::check)).or_parent(),
     ],
     true,
 );
@@ -81,7 +82,7 @@ const REWRITE: Type = Type::Strict(&[
     field(
         "uriRegexRewrite",
         Type::Strict(&[
-            field("match", Type::Checked(text::regex)).required(),
+            field("match", Type::Checked(regex::check)).required(),
             field("rewrite", Type::Checked(text::no_control)).or_parent(),
         ]),
     )
@@ -106,6 +107,8 @@ const HTTP: Type = Type::Object(&[
     not_yet("mirrorPercentage"),
     not_yet("corsPolicy"),
     not_yet("headers"),
+    // Of old versions of the API; upgrades have long been allowed without it.
+    field("websocketUpgrade", Type::Any).inert(),
 ]);
 
 const SPEC: Type = Type::Object(&[
@@ -255,6 +258,10 @@ impl Lowering<'_> {
         self.problems.push(Problem::error(self.owner, field, reason, message));
     }
 
+    fn warning(&mut self, field: &str, message: &str) {
+        self.problems.push(Problem::warning(self.owner, field, Reason::WrongType, message));
+    }
+
     fn hosts(&mut self, hosts: Vec<Option<String>>) -> Vec<Arc<str>> {
         let mut out: Vec<Arc<str>> = Vec::new();
         if hosts.is_empty() {
@@ -266,7 +273,7 @@ impl Lowering<'_> {
             if out.contains(&full) {
                 let field = format!("spec.hosts[{index}]");
                 let message = format!("host {full} stands in the list twice; remove one");
-                let problem = Problem::warning(self.owner, field, Reason::Duplicate, message);
+                let problem = Problem::warning(self.owner, field, Reason::WrongType, message);
                 self.problems.push(problem);
                 continue;
             }
@@ -313,7 +320,18 @@ impl Lowering<'_> {
                 self.error(&path, Reason::Required, "needs a `route` or a `redirect`");
                 return None;
             }
-            (true, Some(to)) => HttpAction::Redirect(self.redirect(&path, to)?),
+            (true, Some(to)) => {
+                let beside = [
+                    ("rewrite", rewrite.is_some()),
+                    ("timeout", timeout.is_some()),
+                    ("retries", retries.is_some()),
+                ];
+                for (name, _) in beside.into_iter().filter(|(_, set)| *set) {
+                    let message = "has no effect beside `redirect`; remove it";
+                    self.warning(&format!("{path}.{name}"), message);
+                }
+                HttpAction::Redirect(self.redirect(&path, to)?)
+            }
             (false, None) => HttpAction::Forward(Forward {
                 destinations: self.split(&path, route)?,
                 rewrite: self.rewrite(&path, rewrite)?,
@@ -395,6 +413,22 @@ impl Lowering<'_> {
             return None;
         }
         let given = |t: Option<String>| t.filter(|t| !t.is_empty()).map(Arc::from);
+        let path = format!("{path}.redirect");
+        let nothing = uri.is_none() && prefix_rewrite.is_none() && authority.is_none();
+        if nothing && port.is_none() && derive_port.is_none() && scheme.is_none() {
+            let message = "changes nothing, so clients would come back for ever; name a uri, an \
+                           authority, a port or a scheme";
+            self.error(&path, Reason::Required, message);
+            return None;
+        }
+        if port.is_some() && derive_port.is_some() {
+            let message = "has no effect beside `port`; remove one of the two";
+            self.warning(&format!("{path}.derivePort"), message);
+        }
+        if uri.is_some() && prefix_rewrite.is_some() {
+            let message = "has no effect beside `uri`; remove one of the two";
+            self.warning(&format!("{path}.prefixRewrite"), message);
+        }
         let port = match (port, derive_port.as_deref()) {
             (Some(number), _) => Some(PortRedirect::Number(number)),
             (None, Some("FROM_PROTOCOL_DEFAULT")) => Some(PortRedirect::ProtocolDefault),

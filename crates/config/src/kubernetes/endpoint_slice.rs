@@ -83,7 +83,7 @@ impl Kind for EndpointSlice {
     fn lower(&self, raw: RawObject) -> (Change, Vec<Problem>) {
         let mut problems = Vec::new();
         let nothing = |raw: RawObject| Change { owner: raw.owner, rows: Vec::new() };
-        let Some(service) = raw.labels.get(SERVICE_LABEL).cloned() else {
+        let Some(service) = raw.labels.get(SERVICE_LABEL).filter(|s| !s.is_empty()).cloned() else {
             let field = "metadata.labels";
             let message = format!("label {SERVICE_LABEL} is required: it names the Service");
             problems.push(Problem::error(&raw.owner, field, Reason::Required, message));

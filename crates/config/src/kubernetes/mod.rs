@@ -21,7 +21,10 @@ fn decode<T: DeserializeOwned>(raw: &RawObject, problems: &mut Vec<Problem>) -> 
         Err(error) => {
             let path = error.path().to_string();
             let field = if path == "." { String::new() } else { path };
-            let message = format!("{}; the object is not used", error.inner());
+            // Serde speaks of Rust's types.
+            let why = error.inner().to_string();
+            let why = why.replace("expected u16", "expected a whole number between 0 and 65535");
+            let message = format!("{why}; the object is not used");
             problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
             None
         }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::Workload;
-use model::{Change, Kind as KindName, Problem, Row};
+use model::{Change, Kind as KindName, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::decode;
@@ -90,11 +90,17 @@ impl Kind for Pod {
             return (Change { owner: raw.owner, rows: Vec::new() }, problems);
         }
         let mut addresses: Vec<IpAddr> = Vec::new();
-        for text in pod_ip.into_iter().chain(pod_ips.into_iter().map(|p| p.ip)) {
-            if let Ok(address) = text.parse()
-                && !addresses.contains(&address)
-            {
-                addresses.push(address);
+        let one = pod_ip.into_iter().map(|ip| ("status.podIP".to_owned(), ip));
+        let all =
+            (0..).zip(pod_ips).map(|(i, p): (usize, _)| (format!("status.podIPs[{i}].ip"), p.ip));
+        for (field, text) in one.chain(all).filter(|(_, text)| !text.is_empty()) {
+            match text.parse() {
+                Ok(address) if addresses.contains(&address) => {}
+                Ok(address) => addresses.push(address),
+                Err(_) => {
+                    let message = format!("{text:?} is no IP address; it is not used");
+                    problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
+                }
             }
         }
         let named_ports: BTreeMap<Arc<str>, u16> = containers

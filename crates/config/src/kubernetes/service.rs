@@ -46,7 +46,7 @@ struct Port {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a port number up to 65535 or the name of a port")]
 enum Target {
     Number(u16),
     Name(Arc<str>),
@@ -81,12 +81,15 @@ impl Kind for Service {
             }
             if port.number == 0 || lowered.iter().any(same) {
                 let field = format!("spec.ports[{index}].port");
-                let message = if port.number == 0 {
-                    "must be between 1 and 65535, but is 0; the port is not used".to_owned()
+                let (reason, message) = if port.number == 0 {
+                    let message = "must be between 1 and 65535, but is 0; the port is not used";
+                    (Reason::OutOfRange, message.to_owned())
                 } else {
-                    format!("port {} is declared above already; this one is not used", port.number)
+                    let number = port.number;
+                    let message = format!("port {number} is declared above; this one is not used");
+                    (Reason::Duplicate, message)
                 };
-                problems.push(Problem::error(&raw.owner, field, Reason::Duplicate, message));
+                problems.push(Problem::error(&raw.owner, field, reason, message));
                 continue;
             }
             lowered.push(port);
