@@ -6,7 +6,7 @@
 //! document harms no other, but is reported as such, so that a caller may keep what it had.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::{Kind as KindName, ObjectRef, Problem, Reason};
@@ -54,7 +54,7 @@ pub struct Located {
 
 /// Read every document of a text. `source` names where it comes from, in every `ObjectRef`.
 pub fn read(source: &Arc<str>, text: &str) -> Read {
-    let mut reader = Reader { source, offset: 0, seen: HashSet::new(), out: Read::default() };
+    let mut reader = Reader { source, offset: 0, seen: BTreeSet::new(), out: Read::default() };
     for (offset, document) in documents(text) {
         reader.offset = offset;
         match yaml::parse(document) {
@@ -76,7 +76,8 @@ fn documents(text: &str) -> Vec<(u32, &str)> {
         let is_separator = content
             .strip_prefix("---")
             .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
-        if is_separator {
+        // Directives (`%YAML 1.2`) belong to the document that follows.
+        if is_separator && !are_directives(&text[start..position]) {
             if position > start {
                 out.push((start_line, &text[start..position]));
             }
@@ -91,10 +92,15 @@ fn documents(text: &str) -> Vec<(u32, &str)> {
     out
 }
 
+fn are_directives(text: &str) -> bool {
+    let mut lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#')).peekable();
+    lines.peek().is_some() && lines.all(|l| l.starts_with('%'))
+}
+
 struct Reader<'a> {
     source: &'a Arc<str>,
     offset: u32,
-    seen: HashSet<Arc<ObjectRef>>,
+    seen: BTreeSet<Arc<ObjectRef>>,
     out: Read,
 }
 

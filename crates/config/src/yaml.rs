@@ -78,7 +78,16 @@ pub struct SyntaxError {
 pub fn parse(text: &str) -> Result<Node, SyntaxError> {
     let mut reader =
         Reader { events: Parser::new_from_str(text), anchors: BTreeMap::new(), aliased: 0 };
-    reader.document()
+    reader.document().map_err(|mut error| {
+        // The parser puts the end of a text on a line of its own, which nobody can go to.
+        let lines = u32::try_from(text.lines().count().max(1)).unwrap_or(u32::MAX);
+        if error.at.line > lines {
+            let last = text.lines().last().unwrap_or_default().chars().count();
+            let column = u32::try_from(last + 1).unwrap_or(u32::MAX);
+            error.at = Mark { line: lines, column };
+        }
+        error
+    })
 }
 
 struct Reader<'a> {
@@ -310,7 +319,7 @@ impl Reader<'_> {
 
     fn map(&mut self, depth: usize) -> Result<Value, SyntaxError> {
         let mut entries: Vec<Entry> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = std::collections::BTreeSet::new();
         loop {
             let (event, at) = self.next()?;
             if matches!(event, Event::MappingEnd) {

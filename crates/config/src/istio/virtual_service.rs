@@ -25,10 +25,11 @@ use crate::text::{self, full_host};
 /// The kind.
 pub(crate) struct VirtualService;
 
+/// None of the three means that the thing is there. One that is bad must not come to mean that.
 const STRING_MATCH: Type = Type::OneOf(
     &[
-        field("exact", Type::Checked(text::no_control)),
-        field("prefix", Type::Checked(text::no_control)),
+        field("exact", Type::Checked(text::no_control)).or_parent(),
+        field("prefix", Type::Checked(text::no_control)).or_parent(),
         field("regex", Type::Checked(regex::check)).or_parent(),
     ],
     true,
@@ -273,7 +274,7 @@ impl Lowering<'_> {
             if out.contains(&full) {
                 let field = format!("spec.hosts[{index}]");
                 let message = format!("host {full} stands in the list twice; remove one");
-                let problem = Problem::warning(self.owner, field, Reason::WrongType, message);
+                let problem = Problem::warning(self.owner, field, Reason::Duplicate, message);
                 self.problems.push(problem);
                 continue;
             }
