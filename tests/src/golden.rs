@@ -347,7 +347,7 @@ impl TestMesh {
 
     fn problems(&self) -> Vec<Problem> {
         let mut all: Vec<Problem> = self.problems.values().flatten().cloned().collect();
-        all.extend(self.engine.problems().iter().cloned());
+        all.extend(self.engine.problems());
         all.sort();
         all
     }

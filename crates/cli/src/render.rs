@@ -102,11 +102,11 @@ fn render(files: &mut Files, proxy: Proxy) -> Rendered {
     engine.apply(Batch { changes, connected, disconnected: Vec::new() });
     for problem in engine.problems() {
         let place = files.place(&problem.object, &problem.field);
-        findings.push(Finding { problem: problem.clone(), place });
+        findings.push(Finding { problem, place });
     }
     let mut rendered = Vec::new();
     for (_, resource) in engine.resources() {
-        let (encoded, violations) = translate::encode(resource);
+        let (encoded, violations) = translate::encode(&resource);
         for violation in &violations {
             let Some(origin) = resource.origins().0.first() else { continue };
             let message = format!(
@@ -118,7 +118,7 @@ fn render(files: &mut Files, proxy: Proxy) -> Rendered {
             findings.push(Finding { problem, place });
         }
         if violations.is_empty() {
-            rendered.push((encoded, Arc::clone(resource)));
+            rendered.push((encoded, resource));
         }
     }
     files.findings.extend(findings);

@@ -189,7 +189,7 @@ impl Pipeline {
 
     fn world(&self) -> World {
         let resources: BTreeMap<_, _> = self.engine.resources().collect();
-        let mut problems = self.engine.problems().clone();
+        let mut problems = self.engine.problems();
         problems.extend(self.offer.problems().cloned());
         problems.extend(self.rejections.problems());
         let scopes = self.offer.scopes().map(|(id, members)| {

@@ -3,26 +3,24 @@
 //! In: batches of changed objects and of proxies that came and went. Out: an `Update`: resources
 //! whose content differs, scopes whose members differ, proxies that moved to another scope.
 //!
-//! One batch, worked through: a VirtualService's weight is edited. `Snapshot::apply` replaces its
-//! row. Every proxy is asked for its group again (none moves). Each group is resolved to rows; all
-//! rows but one virtual host compare equal to those kept, so the `Update` names one resource. No
-//! scope gained or lost a member.
-//!
-//! Resolution is still coarse here: a batch that touches anything resolves every group anew. The
-//! interface does not say so, and incremental resolution will not change it.
+//! One batch, start to end: `Snapshot::apply` gives the facts that differ. `Graph::propagate` runs
+//! the queries that read them (the algorithm stands in `track`). Proxies whose group differs move;
+//! groups whose scope differs gain and lose rows; rows whose value differs are reported. What no
+//! proxy and no scope wants any more is forgotten.
 //!
 //! **Invariant:** the output is a function of the objects and proxies, never of their history;
 //! only the numbers given to resources and scopes depend on it, and no bytes depend on those.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::ir;
 use crate::object::ObjectRef;
 use crate::problem::Problem;
-use crate::proxy::{Proxy, Role};
-use crate::resolve::{self, Group, RowKey, Rows, View};
-use crate::snapshot::{Change, Snapshot};
+use crate::proxy::Proxy;
+use crate::resolve::{Group, GroupOf, Key, LintPolicy, LintRules, RowKey, Scope};
+use crate::snapshot::{Change, RowId, Snapshot};
+use crate::track::{Graph, Query};
 
 /// Names a connected proxy: one stream, one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,17 +62,28 @@ pub struct Update {
 #[derive(Default)]
 pub struct Engine {
     snapshot: Snapshot,
-    proxies: BTreeMap<ProxyKey, (Proxy, Option<ScopeId>)>,
-    groups: BTreeMap<Group, Scope>,
-    resources: BTreeMap<RowKey, (ResourceId, Arc<ir::Resource>)>,
-    problems: BTreeSet<Problem>,
+    graph: Graph,
+    proxies: BTreeMap<ProxyKey, (Arc<Proxy>, Option<Group>)>,
+    /// Streams of equal proxies.
+    streams: HashMap<Arc<Proxy>, BTreeSet<ProxyKey>>,
+    groups: BTreeMap<Group, Members>,
+    rows: HashMap<RowKey, Held>,
+    problems: BTreeMap<RowId, Arc<BTreeSet<Problem>>>,
     next_resource: u32,
     next_scope: u32,
 }
 
-struct Scope {
+/// The scope of a group.
+struct Members {
     id: ScopeId,
-    members: Arc<BTreeSet<ResourceId>>,
+    proxies: BTreeSet<ProxyKey>,
+    rows: Arc<BTreeSet<RowKey>>,
+}
+
+/// A row and the number of scopes that hold it.
+struct Held {
+    id: ResourceId,
+    scopes: usize,
 }
 
 // === impl Engine ===
@@ -88,32 +97,51 @@ impl Engine {
     /// Apply a batch and say what differs.
     pub fn apply(&mut self, batch: Batch) -> Update {
         let Batch { changes, connected, disconnected } = batch;
-        let mut update = Update { touched: self.snapshot.apply(changes), ..Update::default() };
-        let proxies_changed = !connected.is_empty() || !disconnected.is_empty();
-        for (key, proxy) in connected {
-            self.proxies.insert(key, (proxy, None));
-        }
+        let facts = self.snapshot.apply(changes);
+        let mut update = Update { touched: !facts.rows.is_empty(), ..Update::default() };
+        let rows: Vec<RowId> = facts.rows.iter().cloned().collect();
+        let changed = self.graph.propagate(&self.snapshot, facts);
+        self.lint(&rows, &changed);
         for key in disconnected {
-            self.proxies.remove(&key);
+            self.disconnect(key, &mut update);
         }
-        if update.touched {
-            self.problems = resolve::lint(View::new(&self.snapshot));
+        for (key, proxy) in connected {
+            self.disconnect(key, &mut update);
+            let proxy = Arc::new(proxy);
+            self.streams.entry(Arc::clone(&proxy)).or_default().insert(key);
+            self.proxies.insert(key, (proxy, None));
+            self.assign(key, &mut update);
         }
-        if update.touched || proxies_changed {
-            self.assign(&mut update);
-            self.resolve(&mut update);
+        for key in &changed {
+            let Key::Group(GroupOf(proxy)) = key else { continue };
+            for stream in self.streams.get(proxy).cloned().unwrap_or_default() {
+                self.assign(stream, &mut update);
+            }
         }
+        for key in &changed {
+            if let Key::Scope(Scope(group)) = key {
+                self.rescope(group, &mut update);
+            }
+        }
+        for key in &changed {
+            if let Key::Row(row) = key
+                && let Some(held) = self.rows.get(row)
+            {
+                update.resources.push((held.id, self.graph.peek(row)));
+            }
+        }
+        self.graph.sweep();
         update
     }
 
     /// Every problem between objects, sorted; faults within one object come from its `lower`.
-    pub fn problems(&self) -> &BTreeSet<Problem> {
-        &self.problems
+    pub fn problems(&self) -> BTreeSet<Problem> {
+        self.problems.values().flat_map(|p| p.iter().cloned()).collect()
     }
 
     /// Every resource that some scope holds, with its origins as they are now.
-    pub fn resources(&self) -> impl Iterator<Item = (ResourceId, &Arc<ir::Resource>)> {
-        self.resources.values().map(|(id, resource)| (*id, resource))
+    pub fn resources(&self) -> impl Iterator<Item = (ResourceId, Arc<ir::Resource>)> {
+        self.rows.iter().filter_map(|(key, held)| Some((held.id, self.graph.peek(key)?)))
     }
 
     /// Every object that gave a row, in order.
@@ -121,84 +149,136 @@ impl Engine {
         self.snapshot.objects()
     }
 
-    /// Put every proxy into its group; make and drop scopes.
-    fn assign(&mut self, update: &mut Update) {
-        let view = View::new(&self.snapshot);
-        let mut wanted: BTreeMap<Group, Vec<ProxyKey>> = BTreeMap::new();
-        for (key, (proxy, _)) in &self.proxies {
-            wanted.entry(resolve::group(view, proxy)).or_default().push(*key);
+    /// Values kept and facts that have readers: what must not grow with history.
+    pub fn size(&self) -> (usize, usize) {
+        self.graph.size()
+    }
+
+    /// Look for problems of rows that are new, and take over those that differ.
+    fn lint(&mut self, rows: &[RowId], changed: &[Key]) {
+        for id in rows {
+            let found = if self.snapshot.rules.get(id).is_some() {
+                self.graph.want(&self.snapshot, &LintRules(id.clone()))
+            } else if self.snapshot.policies.get(id).is_some() {
+                self.graph.want(&self.snapshot, &LintPolicy(id.clone()))
+            } else {
+                self.problems.remove(id);
+                self.graph.release(&LintRules(id.clone()).key());
+                self.graph.release(&LintPolicy(id.clone()).key());
+                continue;
+            };
+            self.problems.insert(id.clone(), found);
         }
-        self.groups.retain(|group, scope| {
-            let keep = wanted.contains_key(group);
-            if !keep {
-                update.scopes.push((scope.id, None));
-            }
-            keep
-        });
-        for (group, members) in wanted {
-            let next = &mut self.next_scope;
-            let scope = self.groups.entry(group).or_insert_with(|| {
-                let id = ScopeId(*next);
-                *next += 1;
-                let members = Arc::new(BTreeSet::new());
-                update.scopes.push((id, Some(Arc::clone(&members))));
-                Scope { id, members }
-            });
-            for key in members {
-                if let Some((_, assigned)) = self.proxies.get_mut(&key)
-                    && *assigned != Some(scope.id)
-                {
-                    *assigned = Some(scope.id);
-                    update.assigned.push((key, scope.id));
-                }
+        for key in changed {
+            let (id, found) = match key {
+                Key::LintRules(query) => (&query.0, self.graph.peek(query)),
+                Key::LintPolicy(query) => (&query.0, self.graph.peek(query)),
+                _ => continue,
+            };
+            if let (Some(known), Some(found)) = (self.problems.get_mut(id), found) {
+                *known = found;
             }
         }
     }
 
-    /// Resolve every group and compare with what is kept.
-    fn resolve(&mut self, update: &mut Update) {
-        let view = View::new(&self.snapshot);
-        let mut kept = BTreeMap::new();
-        for (group, scope) in &mut self.groups {
-            let mut rows = Rows::default();
-            match group.role {
-                Role::Router => resolve::router(view, group, &mut rows),
-                // Sidecars get nothing yet: their outbound and inbound sides come with the
-                // incremental engine.
-                Role::Sidecar => {}
-            }
-            let mut members = BTreeSet::new();
-            for (key, resource) in rows.0 {
-                let id = match (kept.get(&key), self.resources.get(&key)) {
-                    (Some((id, _)), _) => *id,
-                    (None, Some((id, old))) => {
-                        if *old != resource {
-                            update.resources.push((*id, Some(Arc::clone(&resource))));
-                        }
-                        *id
-                    }
-                    (None, None) => {
-                        let id = ResourceId(self.next_resource);
-                        self.next_resource += 1;
-                        update.resources.push((id, Some(Arc::clone(&resource))));
-                        id
-                    }
-                };
-                kept.entry(key).or_insert((id, resource));
-                members.insert(id);
-            }
-            if *scope.members != members {
-                scope.members = Arc::new(members);
-                // A new scope is listed already, still empty.
-                update.scopes.retain(|(id, _)| *id != scope.id);
-                update.scopes.push((scope.id, Some(Arc::clone(&scope.members))));
+    fn disconnect(&mut self, key: ProxyKey, update: &mut Update) {
+        let Some((proxy, group)) = self.proxies.remove(&key) else { return };
+        if let Some(streams) = self.streams.get_mut(&proxy) {
+            streams.remove(&key);
+            if streams.is_empty() {
+                self.streams.remove(&proxy);
+                self.graph.release(&GroupOf(proxy).key());
             }
         }
-        for (key, (id, _)) in &self.resources {
-            if !kept.contains_key(key) {
-                update.resources.push((*id, None));
-            }
+        if let Some(group) = group {
+            self.leave(key, &group, update);
         }
-        self.resources = kept;
+    }
+
+    /// Put a proxy into its group.
+    fn assign(&mut self, key: ProxyKey, update: &mut Update) {
+        let Some((proxy, old)) = self.proxies.get(&key).cloned() else { return };
+        let group = self.graph.want(&self.snapshot, &GroupOf(proxy));
+        if old.as_ref() == Some(&*group) {
+            return;
+        }
+        if !self.groups.contains_key(&group) {
+            let id = ScopeId(self.next_scope);
+            self.next_scope += 1;
+            let members = Members { id, proxies: BTreeSet::new(), rows: Arc::default() };
+            self.groups.insert((*group).clone(), members);
+            update.scopes.push((id, Some(Arc::default())));
+            self.rescope(&group, update);
+        }
+        if let Some(members) = self.groups.get_mut(&group) {
+            members.proxies.insert(key);
+            update.assigned.push((key, members.id));
+        }
+        if let Some((_, assigned)) = self.proxies.get_mut(&key) {
+            *assigned = Some((*group).clone());
+        }
+        if let Some(old) = old {
+            self.leave(key, &old, update);
+        }
+    }
+
+    fn leave(&mut self, key: ProxyKey, group: &Group, update: &mut Update) {
+        let Some(members) = self.groups.get_mut(group) else { return };
+        members.proxies.remove(&key);
+        if !members.proxies.is_empty() {
+            return;
+        }
+        let Some(members) = self.groups.remove(group) else { return };
+        self.graph.release(&Scope(group.clone()).key());
+        for row in members.rows.iter() {
+            self.drop_row(row, update);
+        }
+        update.scopes.retain(|(id, _)| *id != members.id);
+        update.scopes.push((members.id, None));
+    }
+
+    /// Bring the members of a group's scope up to date.
+    fn rescope(&mut self, group: &Group, update: &mut Update) {
+        let Some(members) = self.groups.get(group) else { return };
+        let (id, old) = (members.id, Arc::clone(&members.rows));
+        let new = self.graph.want(&self.snapshot, &Scope(group.clone()));
+        for row in new.difference(&old) {
+            self.hold_row(row, update);
+        }
+        for row in old.difference(&new) {
+            self.drop_row(row, update);
+        }
+        let ids = new.iter().filter_map(|row| self.rows.get(row).map(|held| held.id));
+        let ids: BTreeSet<ResourceId> = ids.collect();
+        if *new != *old {
+            update.scopes.retain(|(listed, _)| *listed != id);
+            update.scopes.push((id, Some(Arc::new(ids))));
+        }
+        if let Some(members) = self.groups.get_mut(group) {
+            members.rows = new;
+        }
+    }
+
+    fn hold_row(&mut self, row: &RowKey, update: &mut Update) {
+        if let Some(held) = self.rows.get_mut(row) {
+            held.scopes += 1;
+            return;
+        }
+        let id = ResourceId(self.next_resource);
+        self.next_resource += 1;
+        self.rows.insert(row.clone(), Held { id, scopes: 1 });
+        let value = self.graph.want(&self.snapshot, row);
+        update.resources.push((id, Some(value)));
+    }
+
+    fn drop_row(&mut self, row: &RowKey, update: &mut Update) {
+        let Some(held) = self.rows.get_mut(row) else { return };
+        held.scopes -= 1;
+        if held.scopes == 0 {
+            update.resources.retain(|(id, _)| *id != held.id);
+            update.resources.push((held.id, None));
+            self.rows.remove(row);
+            self.graph.release(&row.key());
+        }
     }
 }

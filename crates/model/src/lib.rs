@@ -19,6 +19,7 @@ mod proxy;
 mod resolve;
 pub mod rows;
 mod snapshot;
+mod track;
 
 pub use engine::{Batch, Engine, ProxyKey, ResourceId, ScopeId, Update};
 pub use object::{Kind, ObjectRef, Origin, Origins};

@@ -36,7 +36,7 @@ pub struct EnvoyVersion {
 }
 
 /// One proxy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Proxy {
     /// Node id as it was sent.
     pub id: Arc<str>,

@@ -5,10 +5,11 @@
 //!
 //! **Invariant:** equal sets of objects give equal snapshots, whatever came in between.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::hosts;
 use crate::object::{ObjectRef, Origin};
 use crate::rows::{
     DestinationPolicy, EndpointSlice, Gateway, GatewayName, Mesh, Namespace, RouteRules, Service,
@@ -58,26 +59,56 @@ pub struct RowId {
 #[derive(Clone, Debug)]
 pub struct Table<T: Indexed> {
     rows: BTreeMap<RowId, Arc<T>>,
-    index: BTreeMap<T::Key, BTreeSet<RowId>>,
+    index: HashMap<IndexKey, BTreeSet<RowId>>,
 }
 
 /// A row that can be found by what it says.
 pub trait Indexed: Eq {
-    /// What it is found by.
-    type Key: Ord + Clone;
-    /// All keys of this row.
-    fn keys(&self) -> Vec<Self::Key>;
+    /// All buckets that it is in.
+    fn keys(&self) -> BTreeSet<IndexKey>;
 }
 
-/// What a workload is found by.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WorkloadKey {
-    /// Namespace and name.
-    Name(Arc<str>, Arc<str>),
-    /// An address.
-    Address(IpAddr),
-    /// Namespace, label key, label value.
-    Label(Arc<str>, Arc<str>, Arc<str>),
+/// A bucket of an index: rows are found by what they say. Selectors are indexed by their first
+/// pair in both directions: a workload finds what selects it, a selector finds whom it selects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IndexKey {
+    /// Settings of the mesh.
+    Mesh,
+    /// A namespace by name.
+    Namespace(Arc<str>),
+    /// Services of a host.
+    ServiceHost(Arc<str>),
+    /// Services whose host lies below a pattern such as `*.svc.cluster.local`.
+    ServiceBelow(Arc<str>),
+    /// Services of a namespace whose selector begins with a pair.
+    ServiceSelects(Arc<str>, Arc<str>, Arc<str>),
+    /// Slices of a service, by namespace and short name.
+    Slice(Arc<str>, Arc<str>),
+    /// A workload by namespace and name.
+    WorkloadName(Arc<str>, Arc<str>),
+    /// Workloads that have an address.
+    WorkloadAddress(IpAddr),
+    /// Workloads of a namespace that carry a label.
+    WorkloadLabel(Arc<str>, Arc<str>, Arc<str>),
+    /// Rules bound to a gateway, or to the mesh.
+    RulesOf(GatewayName),
+    /// Rules that claim a host for a gateway, or for the mesh.
+    Claim(GatewayName, Arc<str>),
+    /// Policies of a host or pattern.
+    Policy(Arc<str>),
+    /// Gateways by namespace and name.
+    Gateway(Arc<str>, Arc<str>),
+    /// Gateways whose selector begins with a pair; none = it is empty.
+    GatewaySelects(Option<(Arc<str>, Arc<str>)>),
+}
+
+/// What differs after a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Rows that are new, gone or other.
+    pub rows: HashSet<RowId>,
+    /// Buckets that gained or lost a row.
+    pub members: HashSet<IndexKey>,
 }
 
 /// All rows.
@@ -115,60 +146,48 @@ impl RowId {
 
 impl<T: Indexed> Default for Table<T> {
     fn default() -> Self {
-        Self { rows: BTreeMap::new(), index: BTreeMap::new() }
+        Self { rows: BTreeMap::new(), index: HashMap::new() }
     }
 }
 
 impl<T: Indexed> Table<T> {
-    /// Every row, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&RowId, &Arc<T>)> {
-        self.rows.iter()
-    }
-
-    /// The row of this id.
-    pub fn get(&self, id: &RowId) -> Option<&Arc<T>> {
-        self.rows.get(id)
-    }
-
     /// The row of this id, with the id as it is kept here.
-    pub fn entry(&self, id: &RowId) -> Option<(&RowId, &Arc<T>)> {
+    pub fn get(&self, id: &RowId) -> Option<(&RowId, &Arc<T>)> {
         self.rows.get_key_value(id)
     }
 
-    /// Rows with this key, in order.
+    /// Rows in a bucket, in order.
     pub fn find<'a>(
         &'a self,
-        key: &T::Key,
+        key: &IndexKey,
     ) -> impl Iterator<Item = (&'a RowId, &'a Arc<T>)> + use<'a, T> {
-        self.index.get(key).into_iter().flatten().filter_map(|id| self.rows.get_key_value(id))
+        let ids = self.index.get(key).into_iter().flatten();
+        ids.filter_map(|id| self.rows.get_key_value(id))
     }
 
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    fn insert(&mut self, id: RowId, row: T) {
-        for key in row.keys() {
-            self.index.entry(key).or_default().insert(id.clone());
+    /// Set or take away a row.
+    fn replace(&mut self, id: &RowId, row: Option<T>, facts: &mut Facts) {
+        let old = self.rows.remove(id);
+        let old_keys = old.as_ref().map(|r| r.keys()).unwrap_or_default();
+        let new_keys = row.as_ref().map(Indexed::keys).unwrap_or_default();
+        if old.as_deref() != row.as_ref() {
+            facts.rows.insert(id.clone());
         }
-        self.rows.insert(id, Arc::new(row));
-    }
-
-    fn remove(&mut self, id: &RowId) {
-        let Some(row) = self.rows.remove(id) else { return };
-        for key in row.keys() {
-            if let Some(ids) = self.index.get_mut(&key) {
+        for key in old_keys.difference(&new_keys) {
+            if let Some(ids) = self.index.get_mut(key) {
                 ids.remove(id);
                 if ids.is_empty() {
-                    self.index.remove(&key);
+                    self.index.remove(key);
                 }
             }
+            facts.members.insert(key.clone());
+        }
+        for key in new_keys.difference(&old_keys) {
+            self.index.entry(key.clone()).or_default().insert(id.clone());
+            facts.members.insert(key.clone());
+        }
+        if let Some(row) = row {
+            self.rows.insert(id.clone(), Arc::new(row));
         }
     }
 }
@@ -176,25 +195,25 @@ impl<T: Indexed> Table<T> {
 // === impl Snapshot ===
 
 impl Snapshot {
-    /// Apply changes in order; the last one for an object wins. Returns whether anything differs.
-    pub fn apply(&mut self, batch: Vec<Change>) -> bool {
-        let mut touched = false;
+    /// Apply changes in order; the last one for an object wins. Returns what differs.
+    pub fn apply(&mut self, batch: Vec<Change>) -> Facts {
+        let mut facts = Facts::default();
         for Change { owner, rows } in batch {
-            if self.objects.get(&owner).is_some_and(|old| *old == rows)
-                || (rows.is_empty() && !self.objects.contains_key(&owner))
-            {
-                continue;
-            }
-            touched = true;
-            if let Some(old) = self.objects.remove(&owner) {
-                self.each(&owner, old, false);
+            let old = self.objects.remove(&owner).unwrap_or_default();
+            if old != rows {
+                let count = old.len().max(rows.len());
+                let (mut old_rows, mut new_rows) = (old.into_iter(), rows.iter().cloned());
+                for index in 0..u32::try_from(count).unwrap_or(u32::MAX) {
+                    let id = RowId { object: Arc::clone(&owner), index };
+                    let (before, after) = (old_rows.next(), new_rows.next());
+                    self.replace(&id, before, after, &mut facts);
+                }
             }
             if !rows.is_empty() {
-                self.each(&owner, rows.clone(), true);
                 self.objects.insert(owner, rows);
             }
         }
-        touched
+        facts
     }
 
     /// Every object that gave a row, in order.
@@ -202,90 +221,137 @@ impl Snapshot {
         self.objects.keys()
     }
 
-    fn each(&mut self, owner: &Arc<ObjectRef>, rows: Vec<Row>, insert: bool) {
-        fn put<T: Indexed>(table: &mut Table<T>, id: RowId, row: T, insert: bool) {
-            if insert {
-                table.insert(id, row);
-            } else {
-                table.remove(&id);
-            }
+    /// Replace one row; when it moves to another table it leaves the old one first.
+    fn replace(&mut self, id: &RowId, old: Option<Row>, new: Option<Row>, facts: &mut Facts) {
+        if let (Some(before), Some(after)) = (&old, &new)
+            && std::mem::discriminant(before) != std::mem::discriminant(after)
+        {
+            self.replace(id, old, None, facts);
+            return self.replace(id, None, new, facts);
         }
-        for (index, row) in (0..).zip(rows) {
-            let id = RowId { object: Arc::clone(owner), index };
-            match row {
-                Row::Mesh(row) => put(&mut self.meshes, id, row, insert),
-                Row::Namespace(row) => put(&mut self.namespaces, id, row, insert),
-                Row::Service(row) => put(&mut self.services, id, row, insert),
-                Row::EndpointSlice(row) => put(&mut self.slices, id, row, insert),
-                Row::Workload(row) => put(&mut self.workloads, id, row, insert),
-                Row::RouteRules(row) => put(&mut self.rules, id, row, insert),
-                Row::DestinationPolicy(row) => put(&mut self.policies, id, *row, insert),
-                Row::Gateway(row) => put(&mut self.gateways, id, row, insert),
+        let Some(sample) = new.as_ref().or(old.as_ref()) else { return };
+        match sample {
+            Row::Mesh(_) => self.meshes.replace(id, new.and_then(Row::mesh), facts),
+            Row::Namespace(_) => self.namespaces.replace(id, new.and_then(Row::namespace), facts),
+            Row::Service(_) => self.services.replace(id, new.and_then(Row::service), facts),
+            Row::EndpointSlice(_) => self.slices.replace(id, new.and_then(Row::slice), facts),
+            Row::Workload(_) => self.workloads.replace(id, new.and_then(Row::workload), facts),
+            Row::RouteRules(_) => self.rules.replace(id, new.and_then(Row::rules), facts),
+            Row::DestinationPolicy(_) => {
+                self.policies.replace(id, new.and_then(Row::policy), facts)
             }
+            Row::Gateway(_) => self.gateways.replace(id, new.and_then(Row::gateway), facts),
         }
+    }
+}
+
+// === impl Row ===
+
+impl Row {
+    fn mesh(self) -> Option<Mesh> {
+        if let Self::Mesh(row) = self { Some(row) } else { None }
+    }
+
+    fn namespace(self) -> Option<Namespace> {
+        if let Self::Namespace(row) = self { Some(row) } else { None }
+    }
+
+    fn service(self) -> Option<Service> {
+        if let Self::Service(row) = self { Some(row) } else { None }
+    }
+
+    fn slice(self) -> Option<EndpointSlice> {
+        if let Self::EndpointSlice(row) = self { Some(row) } else { None }
+    }
+
+    fn workload(self) -> Option<Workload> {
+        if let Self::Workload(row) = self { Some(row) } else { None }
+    }
+
+    fn rules(self) -> Option<RouteRules> {
+        if let Self::RouteRules(row) = self { Some(row) } else { None }
+    }
+
+    fn policy(self) -> Option<DestinationPolicy> {
+        if let Self::DestinationPolicy(row) = self { Some(*row) } else { None }
+    }
+
+    fn gateway(self) -> Option<Gateway> {
+        if let Self::Gateway(row) = self { Some(row) } else { None }
     }
 }
 
 // === impl Indexed ===
 
 impl Indexed for Mesh {
-    type Key = ();
-    fn keys(&self) -> Vec<()> {
-        vec![()]
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        BTreeSet::from([IndexKey::Mesh])
     }
 }
 
 impl Indexed for Namespace {
-    type Key = Arc<str>;
-    fn keys(&self) -> Vec<Self::Key> {
-        vec![Arc::clone(&self.name)]
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        BTreeSet::from([IndexKey::Namespace(Arc::clone(&self.name))])
     }
 }
 
 impl Indexed for Service {
-    type Key = Arc<str>;
-    fn keys(&self) -> Vec<Self::Key> {
-        vec![Arc::clone(&self.host)]
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        let mut patterns = hosts::patterns_for(&self.host).into_iter();
+        let mut keys: BTreeSet<_> =
+            patterns.next().map(IndexKey::ServiceHost).into_iter().collect();
+        keys.extend(patterns.map(IndexKey::ServiceBelow));
+        if let Some((key, value)) = self.selector.iter().next() {
+            let namespace = Arc::clone(&self.namespace);
+            keys.insert(IndexKey::ServiceSelects(namespace, Arc::clone(key), Arc::clone(value)));
+        }
+        keys
     }
 }
 
 impl Indexed for EndpointSlice {
-    type Key = (Arc<str>, Arc<str>);
-    fn keys(&self) -> Vec<Self::Key> {
-        vec![(Arc::clone(&self.namespace), Arc::clone(&self.service))]
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        let service = Arc::clone(&self.service);
+        BTreeSet::from([IndexKey::Slice(Arc::clone(&self.namespace), service)])
     }
 }
 
 impl Indexed for Workload {
-    type Key = WorkloadKey;
-    fn keys(&self) -> Vec<Self::Key> {
+    fn keys(&self) -> BTreeSet<IndexKey> {
         let ns = || Arc::clone(&self.namespace);
-        let mut keys = vec![WorkloadKey::Name(ns(), Arc::clone(&self.name))];
-        keys.extend(self.addresses.iter().map(|a| WorkloadKey::Address(*a)));
-        keys.extend(
-            self.labels.iter().map(|(k, v)| WorkloadKey::Label(ns(), Arc::clone(k), Arc::clone(v))),
-        );
+        let labels = self.labels.iter();
+        let mut keys: BTreeSet<_> = labels
+            .map(|(k, v)| IndexKey::WorkloadLabel(ns(), Arc::clone(k), Arc::clone(v)))
+            .collect();
+        keys.insert(IndexKey::WorkloadName(ns(), Arc::clone(&self.name)));
+        keys.extend(self.addresses.iter().map(|a| IndexKey::WorkloadAddress(*a)));
         keys
     }
 }
 
 impl Indexed for RouteRules {
-    type Key = GatewayName;
-    fn keys(&self) -> Vec<Self::Key> {
-        self.gateways.clone()
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        let mut keys = BTreeSet::new();
+        for gateway in &self.gateways {
+            keys.insert(IndexKey::RulesOf(gateway.clone()));
+            let claim = |host: &Arc<str>| IndexKey::Claim(gateway.clone(), Arc::clone(host));
+            keys.extend(self.hosts.iter().map(claim));
+        }
+        keys
     }
 }
 
 impl Indexed for DestinationPolicy {
-    type Key = Arc<str>;
-    fn keys(&self) -> Vec<Self::Key> {
-        vec![Arc::clone(&self.host)]
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        BTreeSet::from([IndexKey::Policy(Arc::clone(&self.host))])
     }
 }
 
 impl Indexed for Gateway {
-    type Key = (Arc<str>, Arc<str>);
-    fn keys(&self) -> Vec<Self::Key> {
-        vec![(Arc::clone(&self.namespace), Arc::clone(&self.name))]
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        let first = self.selector.iter().next();
+        let first = first.map(|(k, v)| (Arc::clone(k), Arc::clone(v)));
+        let name = IndexKey::Gateway(Arc::clone(&self.namespace), Arc::clone(&self.name));
+        BTreeSet::from([name, IndexKey::GatewaySelects(first)])
     }
 }

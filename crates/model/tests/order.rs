@@ -73,10 +73,7 @@ fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
             let row = Workload {
                 namespace: "ns".into(),
                 name: format!("p{n}").into(),
-                labels: labels(&[
-                    ("app", &format!("s{app}")),
-                    ("version", &format!("v{version}")),
-                ]),
+                labels: labels(&[("app", &format!("s{app}")), ("version", &format!("v{version}"))]),
                 addresses: vec![IpAddr::from([127, 0, 0, n])],
                 service_account: "default".into(),
                 named_ports: BTreeMap::new(),
@@ -98,7 +95,10 @@ fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                     namespace: "ns".into(),
                     created,
                     hosts: vec![["a.com", "*.com", "*"][on as usize].into()],
-                    gateways: vec![GatewayName::Gateway { namespace: "ns".into(), name: "g".into() }],
+                    gateways: vec![GatewayName::Gateway {
+                        namespace: "ns".into(),
+                        name: "g".into(),
+                    }],
                     http: vec![HttpRule {
                         field: "spec.http[0]".into(),
                         name: None,
@@ -186,10 +186,7 @@ fn proxies() -> Vec<(ProxyKey, Proxy)> {
 }
 
 /// Everything that may be seen of an engine, without the numbers that depend on history.
-fn seen(
-    engine: &Engine,
-    mirror: &Mirror,
-) -> (BTreeMap<ProxyKey, BTreeSet<String>>, Vec<String>) {
+fn seen(engine: &Engine, mirror: &Mirror) -> (BTreeMap<ProxyKey, BTreeSet<String>>, Vec<String>) {
     let resources: BTreeMap<ResourceId, String> =
         engine.resources().map(|(id, r)| (id, format!("{r:?}"))).collect();
     let of = |scope: &model::ScopeId| {
@@ -226,7 +223,7 @@ impl Mirror {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: std::env::var("CASES").ok().and_then(|c| c.parse().ok()).unwrap_or(300), ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_of_the_same_objects_gives_the_same_output(

@@ -1,6 +1,6 @@
 //! Clusters and their endpoint sets.
 //!
-//! In: a target. Out: an `ir::Cluster` and an `ir::Endpoints` in the group's rows.
+//! In: the key of a cluster. Out: an `ir::Cluster`, an `ir::Endpoints`.
 //!
 //! **Invariant:** an endpoint appears once, whatever slices name it.
 
@@ -8,55 +8,46 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::destination::{Part, Target};
-use super::{RowKey, Rows, View, selects};
-use crate::ir::{self, Cluster, ClusterEndpoints, EndpointAddress, Endpoints, HttpVersion};
+use super::{ClusterKey, Part, selects};
+use crate::ir::{Cluster, ClusterEndpoints, EndpointAddress, Endpoints, HttpVersion};
 use crate::object::Origins;
 use crate::rows::{
-    ConnectionPool, Endpoint, LbAlgorithm, Mesh, Protocol, Service, ServicePort, TcpPool,
-    TrafficPolicy, UpgradePolicy,
+    ConnectionPool, Endpoint, LbAlgorithm, Protocol, Service, Subset, TcpPool, TrafficPolicy,
+    UpgradePolicy,
 };
-use crate::snapshot::RowId;
+use crate::track::View;
 
-/// Add the cluster of a target and, where it has any, its endpoints.
-pub(super) fn add_cluster(view: View<'_>, mesh: &Mesh, target: &Target, rows: &mut Rows) {
-    let key = RowKey::Cluster(target.key());
-    if rows.0.contains_key(&key) {
-        return;
+/// Build a cluster.
+pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
+    let service = key.service.as_ref().and_then(|(id, port)| {
+        let service = view.service_by_id(id)?;
+        let index = service.ports.iter().position(|p| p.number == *port)?;
+        Some((id, service, index))
+    });
+    let mut origins = Origins::default();
+    if let Some((id, _, index)) = &service {
+        origins.push(id.origin(format!("spec.ports[{index}]")));
     }
-    let cluster = cluster(view, mesh, target);
-    let discovered = cluster.endpoints == ClusterEndpoints::Discovered;
-    rows.0.insert(key, Arc::new(ir::Resource::Cluster(Box::new(cluster))));
-    if let (true, Some((id, port))) = (discovered, &target.service)
-        && let Some(service) = view.service_by_id(id)
-    {
-        rows.add(RowKey::Endpoints(target.key()), || {
-            ir::Resource::Endpoints(endpoints(view, target, id, service, port))
-        });
-    }
-}
-
-fn cluster(view: View<'_>, mesh: &Mesh, target: &Target) -> Cluster {
-    let (policy, origins) = effective_policy(view, target);
+    let policy = effective_policy(view, key, &mut origins);
     let TrafficPolicy { load_balancer, connection_pool, outlier_detection } = policy;
     let ConnectionPool { tcp, http } = connection_pool.unwrap_or_default();
     let load_balancer = load_balancer.unwrap_or(LbAlgorithm::LeastRequest);
-    let protocol = target.service.as_ref().map(|(_, port)| port.protocol);
+    let protocol = service.as_ref().map(|(_, s, index)| s.ports[*index].protocol);
     let http_version = match (http.upgrade, protocol) {
         _ if http.use_client_protocol => HttpVersion::AsClient,
         (Some(UpgradePolicy::Upgrade), _) | (_, Some(Protocol::Http2)) => HttpVersion::Http2,
         _ => HttpVersion::Http1,
     };
     Cluster {
-        name: Arc::clone(&target.name),
-        endpoints: match (&target.service, load_balancer) {
+        name: Arc::clone(&key.name),
+        endpoints: match (&service, load_balancer) {
             (None, _) => ClusterEndpoints::None,
             (_, LbAlgorithm::Passthrough) => ClusterEndpoints::Original,
             _ => ClusterEndpoints::Discovered,
         },
         http_version,
         load_balancer,
-        connect_timeout: tcp.connect_timeout.unwrap_or(mesh.connect_timeout),
+        connect_timeout: tcp.connect_timeout.unwrap_or_else(|| view.mesh().connect_timeout),
         tcp: TcpPool { connect_timeout: None, ..tcp },
         max_pending_requests: http.max_pending_requests,
         max_requests: http.max_requests,
@@ -71,60 +62,67 @@ fn cluster(view: View<'_>, mesh: &Mesh, target: &Target) -> Cluster {
 }
 
 /// The policy of the whole service with the subset's own parts laid over it.
-fn effective_policy(view: View<'_>, target: &Target) -> (TrafficPolicy, Origins) {
-    let mut origins = Origins::default();
+pub(super) fn effective_policy(
+    view: &View<'_>,
+    key: &ClusterKey,
+    origins: &mut Origins,
+) -> TrafficPolicy {
+    let subset = subset(view, key);
+    if let (Some(Part::Defined { policy, .. }), Some(subset)) = (&key.part, &subset) {
+        origins.push(policy.origin(Arc::clone(&subset.field)));
+    }
     let mut policy = TrafficPolicy::default();
-    if let Some((id, port)) = &target.service {
-        let index = view
-            .service_by_id(id)
-            .and_then(|s| s.ports.iter().position(|p| p.number == port.number));
-        origins.push(id.origin(index.map_or(String::new(), |i| format!("spec.ports[{i}]"))));
-    }
-    if let Some(Part::Defined { policy: id, subset }) = &target.subset {
-        origins.push(id.origin(Arc::clone(&subset.field)));
-    }
-    if let Some(id) = target.policies.first()
+    if let Some(id) = key.policies.first()
         && let Some(row) = view.policy(id)
     {
         policy = row.policy.clone();
         origins.push(id.origin(Arc::clone(&row.field)));
     }
-    if let Some(Part::Defined { subset, .. }) = &target.subset {
-        policy = policy.overlaid(&subset.policy);
+    match subset {
+        Some(subset) => policy.overlaid(&subset.policy),
+        None => policy,
     }
-    (policy, origins)
 }
 
-fn endpoints(
-    view: View<'_>,
-    target: &Target,
-    id: &RowId,
-    service: &Service,
-    port: &ServicePort,
-) -> Endpoints {
-    let labels = target.labels();
+/// The subset that a policy defines for this cluster.
+fn subset(view: &View<'_>, key: &ClusterKey) -> Option<Subset> {
+    let Some(Part::Defined { policy, subset }) = &key.part else { return None };
+    view.policy(policy)?.subsets.iter().find(|s| s.name == *subset).cloned()
+}
+
+/// Build the endpoint set of a cluster.
+pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
+    let labels = match &key.part {
+        None => BTreeMap::new(),
+        Some(Part::Derived(labels)) => labels.clone(),
+        Some(Part::Defined { .. }) => subset(view, key).map(|s| s.labels).unwrap_or_default(),
+    };
     let mut found: BTreeMap<(IpAddr, u16), bool> = BTreeMap::new();
-    let mut origins = Origins::one(id.origin(""));
-    for (slice_id, slice) in view.slices(service) {
-        let Some(number) = slice.ports.iter().find(|p| p.name == port.name).map(|p| p.number)
-        else {
-            continue;
-        };
-        origins.push(slice_id.origin(""));
-        for endpoint in &slice.endpoints {
-            let Some(address) = endpoint.addresses.first() else { continue };
-            if !(endpoint.ready || endpoint.draining)
-                || !(labels.is_empty() || carries(view, service, endpoint, &labels))
-            {
-                continue;
+    let mut origins = Origins::default();
+    if let Some((id, port)) = &key.service
+        && let Some(service) = view.service_by_id(id)
+        && let Some(port) = service.ports.iter().find(|p| p.number == *port)
+    {
+        origins.push(id.origin(""));
+        for (slice_id, slice) in view.slices(&service) {
+            let serves = slice.ports.iter().find(|p| p.name == port.name);
+            let Some(number) = serves.map(|p| p.number) else { continue };
+            origins.push(slice_id.origin(""));
+            for endpoint in &slice.endpoints {
+                let Some(address) = endpoint.addresses.first() else { continue };
+                if !(endpoint.ready || endpoint.draining)
+                    || !(labels.is_empty() || carries(view, &service, endpoint, &labels))
+                {
+                    continue;
+                }
+                // Two slices that disagree: ready wins, as kube-proxy has it.
+                let draining = found.entry((*address, number)).or_insert(true);
+                *draining &= !endpoint.ready;
             }
-            // Two slices that disagree: ready wins, as kube-proxy has it.
-            let draining = found.entry((*address, number)).or_insert(true);
-            *draining &= !endpoint.ready;
         }
     }
     Endpoints {
-        cluster: Arc::clone(&target.name),
+        cluster: Arc::clone(&key.name),
         endpoints: found
             .into_iter()
             .map(|((address, port), draining)| EndpointAddress { address, port, draining })
@@ -135,7 +133,7 @@ fn endpoints(
 
 /// Whether the workload behind an endpoint carries these labels.
 fn carries(
-    view: View<'_>,
+    view: &View<'_>,
     service: &Service,
     endpoint: &Endpoint,
     labels: &BTreeMap<Arc<str>, Arc<str>>,

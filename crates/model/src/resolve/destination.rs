@@ -14,37 +14,32 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{ClusterKey, View, precedence};
+use super::cluster::effective_policy;
+use super::rules::Carried;
+use super::{ClusterKey, Key, Part, precedence};
 use crate::hosts;
 use crate::names;
-use crate::rows::{
-    Destination, DestinationPolicy, Service, ServicePort, Subset, WeightedDestination,
-};
+use crate::object::Origins;
+use crate::rows::{Destination, HttpAction, HttpRule, LbAlgorithm, WeightedDestination};
 use crate::snapshot::RowId;
+use crate::track::{Query, View};
 
-/// What a destination comes to.
-#[derive(Clone, Debug)]
-pub(super) struct Target {
-    pub(super) name: Arc<str>,
-    pub(super) service: Option<(RowId, ServicePort)>,
-    pub(super) policies: Vec<RowId>,
-    pub(super) subset: Option<Part>,
+/// What the destinations of a rule list come to for clients of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Outcome {
+    pub(crate) rules: RowId,
+    pub(crate) client: Arc<str>,
+    /// Port that requests come in on.
+    pub(crate) port: u16,
 }
 
-/// The part of a service that a subset names.
-#[derive(Clone, Debug)]
-pub(super) enum Part {
-    /// Defined by a policy: which one, and the subset in it.
-    Defined { policy: RowId, subset: Box<Subset> },
-    /// Derived from the label `version`.
-    Derived(BTreeMap<Arc<str>, Arc<str>>),
-}
-
-/// A target and its share of a split.
-pub(super) struct Share {
-    pub(super) target: Target,
-    pub(super) weight: u32,
-    pub(super) field: Arc<str>,
+/// The policies that win for a client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PolicyChain {
+    pub(crate) client: Arc<str>,
+    /// Namespace of the service.
+    pub(crate) namespace: Arc<str>,
+    pub(crate) host: Arc<str>,
 }
 
 /// Why a destination is not what its author meant.
@@ -63,148 +58,165 @@ pub(super) enum Fault {
 
 /// One destination before the split as a whole is known.
 enum Found {
-    Target(Target, Option<Fault>),
+    Cluster(ClusterKey, Option<Fault>),
     /// The subset exists nowhere; what the whole service would be.
-    NoSubset(Target),
+    NoSubset(ClusterKey),
 }
 
-/// Resolve a split.
-pub(super) fn split(
-    view: View<'_>,
-    client_namespace: &Arc<str>,
-    destinations: &[WeightedDestination],
-    request_port: u16,
-) -> Vec<Share> {
-    examine(view, client_namespace, destinations, request_port)
-        .into_iter()
-        .filter_map(|(share, _)| share)
-        .collect()
+// === impl Outcome ===
+
+impl Query for Outcome {
+    /// For each rule and each of its destinations: the cluster, or none when it leaves the split.
+    type Value = Vec<Vec<Option<ClusterKey>>>;
+
+    fn run(&self, view: &View<'_>) -> Self::Value {
+        let Some(rules) = view.rules(&self.rules) else { return Vec::new() };
+        let of_rule = |rule: &HttpRule| match &rule.action {
+            HttpAction::Redirect(_) => Vec::new(),
+            HttpAction::Forward(forward) => {
+                let port = request_port(rule).unwrap_or(self.port);
+                let split = examine(view, &self.client, &forward.destinations, port);
+                split.into_iter().map(|(cluster, _)| cluster).collect()
+            }
+        };
+        rules.http.iter().map(of_rule).collect()
+    }
+
+    fn key(&self) -> Key {
+        Key::Outcome(self.clone())
+    }
 }
 
-/// Resolve a split and say of each destination, in order, what is wrong with it.
+/// The port that requests of a rule come in on, where its conditions say so.
+pub(super) fn request_port(rule: &HttpRule) -> Option<u16> {
+    rule.matches.iter().find_map(|m| m.port)
+}
+
+/// Resolve a split: for each destination, in order, its cluster and what is wrong with it.
 pub(super) fn examine(
-    view: View<'_>,
-    client_namespace: &Arc<str>,
+    view: &View<'_>,
+    client: &Arc<str>,
     destinations: &[WeightedDestination],
     request_port: u16,
-) -> Vec<(Option<Share>, Option<Fault>)> {
-    let found: Vec<Found> = destinations
+) -> Vec<(Option<ClusterKey>, Option<Fault>)> {
+    let found: Vec<Found> =
+        destinations.iter().map(|d| find(view, client, &d.destination, request_port)).collect();
+    let others_remain = found
         .iter()
-        .map(|d| find(view, client_namespace, &d.destination, request_port))
-        .collect();
-    let remaining = found.iter().zip(destinations);
-    let others_remain =
-        remaining.into_iter().any(|(f, d)| matches!(f, Found::Target(..)) && d.weight > 0);
-    let share = |target, d: &WeightedDestination| {
-        Some(Share { target, weight: d.weight, field: Arc::clone(&d.field) })
-    };
+        .zip(destinations)
+        .any(|(f, d)| matches!(f, Found::Cluster(..)) && d.weight > 0);
     found
         .into_iter()
-        .zip(destinations)
-        .map(|(found, d)| match found {
-            Found::Target(target, fault) => (share(target, d), fault),
+        .map(|found| match found {
+            Found::Cluster(cluster, fault) => (Some(cluster), fault),
             Found::NoSubset(_) if others_remain => (None, Some(Fault::SubsetLeaves)),
-            Found::NoSubset(target) => (share(target, d), Some(Fault::SubsetWhole)),
+            Found::NoSubset(whole) => (Some(whole), Some(Fault::SubsetWhole)),
         })
         .collect()
 }
 
-fn find(
-    view: View<'_>,
-    client_namespace: &Arc<str>,
-    destination: &Destination,
-    request_port: u16,
-) -> Found {
+fn find(view: &View<'_>, client: &Arc<str>, destination: &Destination, request_port: u16) -> Found {
     let Destination { host, subset, port } = destination;
     let stub = |port: u16, fault| {
         let name = names::outbound_cluster(port, subset.as_deref(), host);
-        let target = Target { name, service: None, policies: Vec::new(), subset: None };
-        Found::Target(target, Some(fault))
+        let policies = Vec::new();
+        let key = ClusterKey { name, service: None, policies, part: None, has_endpoints: false };
+        Found::Cluster(key, Some(fault))
     };
-    let Some((service_id, service)) = view.service(host) else {
+    let Some((id, service)) = view.service(host) else {
         return stub(port.unwrap_or(request_port), Fault::HostNotFound);
     };
     let port = match (*port, &service.ports[..]) {
-        (None, [only]) => only.clone(),
+        (None, [only]) => only.number,
         (wanted, ports) => {
             let number = wanted.unwrap_or(request_port);
-            match ports.iter().find(|p| p.number == number) {
-                Some(port) => port.clone(),
-                None if wanted.is_none() => return stub(number, Fault::PortAmbiguous),
-                None => return stub(number, Fault::PortNotFound),
+            if !ports.iter().any(|p| p.number == number) {
+                let fault =
+                    if wanted.is_none() { Fault::PortAmbiguous } else { Fault::PortNotFound };
+                return stub(number, fault);
             }
+            number
         }
     };
-    let policies = policy_chain(view, client_namespace, service);
-    let whole = Target {
-        name: names::outbound_cluster(port.number, None, host),
-        service: Some((service_id.clone(), port.clone())),
-        policies,
-        subset: None,
-    };
-    let Some(wanted) = subset else { return Found::Target(whole, None) };
-    let name = names::outbound_cluster(port.number, Some(wanted), host);
-    let defined = whole.policies.iter().find_map(|id| {
-        let subset = view.policy(id)?.subsets.iter().find(|s| s.name == *wanted)?;
-        Some(Part::Defined { policy: id.clone(), subset: Box::new(subset.clone()) })
+    let chain = view.get(&PolicyChain {
+        client: Arc::clone(client),
+        namespace: Arc::clone(&service.namespace),
+        host: Arc::clone(host),
     });
-    if defined.is_some() {
-        return Found::Target(Target { name, subset: defined, ..whole }, None);
+    let whole = ClusterKey {
+        name: names::outbound_cluster(port, None, host),
+        service: Some((id, port)),
+        policies: (*chain).clone(),
+        part: None,
+        has_endpoints: true,
+    }
+    .with_endpoints(view);
+    let Some(wanted) = subset else { return Found::Cluster(whole, None) };
+    let name = names::outbound_cluster(port, Some(wanted), host);
+    let defines =
+        |id: &&RowId| view.policy(id).is_some_and(|p| p.subsets.iter().any(|s| s.name == *wanted));
+    if let Some(policy) = whole.policies.iter().find(defines).cloned() {
+        let part = Some(Part::Defined { policy, subset: Arc::clone(wanted) });
+        let key = ClusterKey { name, part, ..whole }.with_endpoints(view);
+        return Found::Cluster(key, None);
+    }
+    if service.selector.is_empty() {
+        return Found::NoSubset(whole);
     }
     let version = BTreeMap::from([(Arc::from("version"), Arc::clone(wanted))]);
-    let mut selector = service.selector.clone();
-    selector.extend(version.clone());
-    let carried = !service.selector.is_empty()
-        && view.workloads_selected(&service.namespace, &selector).next().is_some();
-    if carried {
-        let target = Target { name, subset: Some(Part::Derived(version)), ..whole };
-        return Found::Target(target, Some(Fault::SubsetDerived));
+    let mut labels = service.selector.clone();
+    labels.extend(version.clone());
+    let namespace = Arc::clone(&service.namespace);
+    if *view.get(&Carried { namespace, labels }) {
+        let part = Some(Part::Derived(version));
+        let key = ClusterKey { name, part, ..whole };
+        return Found::Cluster(key, Some(Fault::SubsetDerived));
     }
     Found::NoSubset(whole)
 }
 
-/// Policies that win for a client: those of its own namespace, else of the service's, else of the
-/// root namespace; within one namespace those with the most specific host, oldest first. The first
-/// gives the policy of the whole; subsets are looked for in all, in order.
-pub(super) fn policy_chain(
-    view: View<'_>,
-    client_namespace: &Arc<str>,
-    service: &Service,
-) -> Vec<RowId> {
-    let root = Arc::clone(&view.mesh().root_namespace);
-    for namespace in [client_namespace, &service.namespace, &root] {
-        for pattern in hosts::patterns_for(&service.host) {
-            let mut here: Vec<(&RowId, &Arc<DestinationPolicy>)> =
-                view.policies_for(&pattern).filter(|(_, p)| p.namespace == *namespace).collect();
-            if here.is_empty() {
-                continue;
-            }
-            here.sort_by(|a, b| precedence(a.1.created, a.0).cmp(&precedence(b.1.created, b.0)));
-            return here.into_iter().map(|(id, _)| id.clone()).collect();
-        }
+// === impl ClusterKey ===
+
+impl ClusterKey {
+    /// Decide whether the cluster has an endpoint set, once everything else is known.
+    fn with_endpoints(self, view: &View<'_>) -> Self {
+        let policy = effective_policy(view, &self, &mut Origins::default());
+        let has_endpoints = policy.load_balancer != Some(LbAlgorithm::Passthrough);
+        Self { has_endpoints, ..self }
     }
-    Vec::new()
 }
 
-// === impl Target ===
+// === impl PolicyChain ===
 
-impl Target {
-    /// The key of its cluster.
-    pub(super) fn key(&self) -> ClusterKey {
-        ClusterKey {
-            name: Arc::clone(&self.name),
-            service: self.service.as_ref().map(|(id, _)| id.clone()),
-            policies: self.policies.clone(),
-            labels: self.labels(),
+impl Query for PolicyChain {
+    /// Policies of the client's namespace, else of the service's, else of the root namespace;
+    /// within one namespace those with the most specific host, oldest first. The first gives the
+    /// policy of the whole; subsets are looked for in all, in order.
+    type Value = Vec<RowId>;
+
+    fn run(&self, view: &View<'_>) -> Vec<RowId> {
+        let root = Arc::clone(&view.mesh().root_namespace);
+        let mut candidates = Vec::new();
+        for pattern in hosts::patterns_for(&self.host) {
+            candidates.push(view.policies_for(&pattern));
         }
+        for namespace in [&self.client, &self.namespace, &root] {
+            for of_pattern in &candidates {
+                let mut here: Vec<_> =
+                    of_pattern.iter().filter(|(_, p)| p.namespace == *namespace).collect();
+                if here.is_empty() {
+                    continue;
+                }
+                here.sort_by(|(a_id, a), (b_id, b)| {
+                    precedence(a.created, a_id).cmp(&precedence(b.created, b_id))
+                });
+                return here.into_iter().map(|(id, _)| id.clone()).collect();
+            }
+        }
+        Vec::new()
     }
 
-    /// Labels that its endpoints must carry.
-    pub(super) fn labels(&self) -> BTreeMap<Arc<str>, Arc<str>> {
-        match &self.subset {
-            None => BTreeMap::new(),
-            Some(Part::Defined { subset, .. }) => subset.labels.clone(),
-            Some(Part::Derived(labels)) => labels.clone(),
-        }
+    fn key(&self) -> Key {
+        Key::PolicyChain(self.clone())
     }
 }

@@ -2,16 +2,17 @@
 //!
 //! **Invariant:** raw labels never enter a group, only what they select.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{View, selects};
+use super::Key;
 use crate::proxy::{Capabilities, Proxy, Role};
 use crate::rows::TargetPort;
 use crate::snapshot::RowId;
+use crate::track::{Query, View};
 
 /// What decides a proxy's configuration.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Group {
     pub(crate) role: Role,
     pub(crate) namespace: Arc<str>,
@@ -23,48 +24,54 @@ pub(crate) struct Group {
 }
 
 /// The group of a proxy: a query, so that a relabelled workload is re-scoped live.
-pub(crate) fn group(view: View<'_>, proxy: &Proxy) -> Group {
-    let workload = view.workload(&proxy.namespace, &proxy.name);
-    let labels = workload.map_or(&proxy.labels, |w| &w.labels);
-    let mut group = Group {
-        role: proxy.role,
-        namespace: Arc::clone(&proxy.namespace),
-        capabilities: proxy.capabilities,
-        gateways: Vec::new(),
-        ports: BTreeMap::new(),
-    };
-    if proxy.role == Role::Sidecar {
-        return group;
-    }
-    group.gateways = view
-        .gateways()
-        .filter(|(_, gateway)| selects(&gateway.selector, labels))
-        .map(|(id, _)| id.clone())
-        .collect();
-    for (_, service) in view.services() {
-        if service.namespace != proxy.namespace
-            || service.selector.is_empty()
-            || !selects(&service.selector, labels)
-        {
-            continue;
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct GroupOf(pub(crate) Arc<Proxy>);
+
+// === impl GroupOf ===
+
+impl Query for GroupOf {
+    type Value = Group;
+
+    fn run(&self, view: &View<'_>) -> Group {
+        let proxy = &self.0;
+        let mut group = Group {
+            role: proxy.role,
+            namespace: Arc::clone(&proxy.namespace),
+            capabilities: proxy.capabilities,
+            gateways: Vec::new(),
+            ports: BTreeMap::new(),
+        };
+        if proxy.role == Role::Sidecar {
+            return group;
         }
-        for port in &service.ports {
-            let target = match &port.target {
-                TargetPort::Number(number) => Some(*number),
-                TargetPort::Name(name) => workload.and_then(|w| w.named_ports.get(name).copied()),
-            };
-            if let Some(target) = target {
-                group.ports.entry(port.number).or_insert(target);
+        let workload = view.workload(&proxy.namespace, &proxy.name);
+        let labels = workload.as_ref().map_or(&proxy.labels, |w| &w.labels);
+        group.gateways = view.gateways_selecting(labels);
+        // Only ports that a server opens matter; others would split equal groups.
+        let opened: BTreeSet<u16> = group
+            .gateways
+            .iter()
+            .filter_map(|id| view.gateway(id))
+            .flat_map(|gateway| gateway.servers.iter().map(|s| s.port).collect::<Vec<_>>())
+            .collect();
+        for (_, service) in view.services_selecting(&proxy.namespace, labels) {
+            for port in service.ports.iter().filter(|p| opened.contains(&p.number)) {
+                let target = match &port.target {
+                    TargetPort::Number(number) => Some(*number),
+                    TargetPort::Name(name) => {
+                        workload.as_ref().and_then(|w| w.named_ports.get(name).copied())
+                    }
+                };
+                if let Some(target) = target {
+                    group.ports.entry(port.number).or_insert(target);
+                }
             }
         }
+        group.ports.retain(|declared, target| declared != target);
+        group
     }
-    // Only ports that a server opens matter; others would split equal groups.
-    let opened: Vec<u16> = group
-        .gateways
-        .iter()
-        .filter_map(|id| view.gateway(id))
-        .flat_map(|(_, gateway)| gateway.servers.iter().map(|s| s.port))
-        .collect();
-    group.ports.retain(|declared, target| declared != target && opened.contains(declared));
-    group
+
+    fn key(&self) -> Key {
+        Key::Group(self.clone())
+    }
 }

@@ -5,44 +5,101 @@
 //! **Invariant:** decides nothing: what a rule comes to is decided in `destination` and `router`,
 //! and only described here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::destination::{Fault, examine};
+use super::destination::{Fault, examine, request_port};
 use super::router::served_domains;
-use super::{View, precedence};
-use crate::hosts;
+use super::rules::{Head, RulesHead};
+use super::{Key, precedence};
 use crate::object::ObjectRef;
 use crate::problem::{Problem, Reason};
-use crate::rows::{GatewayName, HttpAction, HttpRule, RouteRules, WeightedDestination};
+use crate::rows::{
+    GatewayName, HostPattern, HttpAction, HttpRule, RouteRules, WeightedDestination,
+};
 use crate::snapshot::RowId;
+use crate::track::{Query, View};
 
-/// Every problem between objects, sorted.
-pub(crate) fn lint(view: View<'_>) -> BTreeSet<Problem> {
-    let mut out = BTreeSet::new();
-    for (id, rules) in view.rules() {
-        bindings(view, id, rules, &mut out);
+/// What is wrong with a rule list.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LintRules(pub(crate) RowId);
+
+/// What is wrong with a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LintPolicy(pub(crate) RowId);
+
+// === impl LintRules ===
+
+impl Query for LintRules {
+    type Value = BTreeSet<Problem>;
+
+    fn run(&self, view: &View<'_>) -> BTreeSet<Problem> {
+        let mut out = BTreeSet::new();
+        let Some(rules) = view.rules(&self.0) else { return out };
+        bindings(view, &self.0, &rules, &mut out);
         for rule in &rules.http {
             if let HttpAction::Forward(forward) = &rule.action {
-                destinations(view, id, rules, rule, &forward.destinations, &mut out);
+                destinations(view, &self.0, &rules, rule, &forward.destinations, &mut out);
             }
         }
+        host_conflicts(view, &self.0, &rules, &mut out);
+        out
     }
-    host_conflicts(view, &mut out);
-    policies(view, &mut out);
-    out
+
+    fn key(&self) -> Key {
+        Key::LintRules(self.clone())
+    }
+}
+
+// === impl LintPolicy ===
+
+impl Query for LintPolicy {
+    type Value = BTreeSet<Problem>;
+
+    fn run(&self, view: &View<'_>) -> BTreeSet<Problem> {
+        let mut out = BTreeSet::new();
+        let Some(policy) = view.policy(&self.0) else { return out };
+        let object = &self.0.object;
+        if !view.service_exists(&policy.host) {
+            out.insert(host_without_service(object, &policy.host));
+        }
+        let rank = precedence(policy.created, &self.0);
+        let all = view.policies_for(&policy.host);
+        let first = all
+            .iter()
+            .filter(|(_, other)| other.namespace == policy.namespace)
+            .map(|(id, other)| precedence(other.created, id))
+            .min();
+        if let Some((_, _, other)) = first.filter(|first| *first < rank) {
+            out.insert(Problem::warning(
+                object,
+                "spec.host",
+                Reason::HostConflict,
+                format!(
+                    "{} is for the same host and takes precedence: of this one only subsets with \
+                     other names are in force; merge the two",
+                    other.object
+                ),
+            ));
+        }
+        out
+    }
+
+    fn key(&self) -> Key {
+        Key::LintPolicy(self.clone())
+    }
 }
 
 /// Gateways that do not exist, hosts that none of them serves.
-fn bindings(view: View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<Problem>) {
-    let mut servers = Vec::new();
+fn bindings(view: &View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<Problem>) {
+    let mut servers: Vec<Vec<HostPattern>> = Vec::new();
     let mut mesh = false;
     for (index, gateway) in rules.gateways.iter().enumerate() {
         let GatewayName::Gateway { namespace, name } = gateway else {
             mesh = true;
             continue;
         };
-        let found: Vec<_> = view.gateways_named(namespace, name).collect();
+        let found = view.gateways_named(namespace, name);
         if found.is_empty() {
             out.insert(Problem::warning(
                 &id.object,
@@ -54,14 +111,21 @@ fn bindings(view: View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<P
                 ),
             ));
         }
-        servers.extend(found.into_iter().flat_map(|(_, gateway)| gateway.servers.iter()));
+        for (_, gateway) in found {
+            servers.extend(gateway.servers.iter().map(|s| s.hosts.clone()));
+        }
     }
     if mesh || servers.is_empty() {
         return;
     }
     for (index, host) in rules.hosts.iter().enumerate() {
-        let only = RouteRules { hosts: vec![Arc::clone(host)], ..rules.clone() };
-        if servers.iter().all(|server| served_domains(server, &only).is_empty()) {
+        let only = Head {
+            namespace: Arc::clone(&rules.namespace),
+            created: None,
+            hosts: vec![Arc::clone(host)],
+            gateways: Vec::new(),
+        };
+        if servers.iter().all(|patterns| served_domains(patterns, &only).is_empty()) {
             out.insert(Problem::warning(
                 &id.object,
                 format!("spec.hosts[{index}]"),
@@ -76,14 +140,14 @@ fn bindings(view: View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<P
 }
 
 fn destinations(
-    view: View<'_>,
+    view: &View<'_>,
     id: &RowId,
     rules: &RouteRules,
     rule: &HttpRule,
     destinations: &[WeightedDestination],
     out: &mut BTreeSet<Problem>,
 ) {
-    let request_port = rule.matches.iter().find_map(|m| m.port).unwrap_or(80);
+    let request_port = request_port(rule).unwrap_or(80);
     let examined = examine(view, &rules.namespace, destinations, request_port);
     for (d, (_, fault)) in destinations.iter().zip(examined) {
         let Some(fault) = fault else { continue };
@@ -140,26 +204,21 @@ fn destinations(
     }
 }
 
-/// Rules that claim a host, and which of their hosts it is.
-type Claim<'a> = (&'a RowId, &'a Arc<RouteRules>, usize);
-
-/// Rule lists that name the same host for the same gateway: all apply, in order of precedence.
-fn host_conflicts(view: View<'_>, out: &mut BTreeSet<Problem>) {
-    let mut claims: BTreeMap<(&GatewayName, &Arc<str>), Vec<Claim<'_>>> = BTreeMap::new();
-    for (id, rules) in view.rules() {
-        for gateway in &rules.gateways {
-            for (index, host) in rules.hosts.iter().enumerate() {
-                claims.entry((gateway, host)).or_default().push((id, rules, index));
-            }
-        }
-    }
-    for ((gateway, host), mut holders) in claims {
-        holders.sort_by(|a, b| precedence(a.1.created, a.0).cmp(&precedence(b.1.created, b.0)));
-        let Some(((first, ..), rest)) = holders.split_first() else { continue };
-        for (id, _, index) in rest {
-            if id == first {
-                continue;
-            }
+/// Older rule lists that name the same host for the same gateway.
+fn host_conflicts(view: &View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<Problem>) {
+    let rank = precedence(rules.created, id);
+    for gateway in &rules.gateways {
+        for (index, host) in rules.hosts.iter().enumerate() {
+            let heads: Vec<_> = view
+                .claims(gateway, host)
+                .into_iter()
+                .map(|other| (view.get(&RulesHead(other.clone())), other))
+                .collect();
+            let first = heads
+                .iter()
+                .filter_map(|(head, other)| Some(precedence((**head).as_ref()?.created, other)))
+                .min();
+            let Some((_, _, first)) = first.filter(|first| *first < rank) else { continue };
             let message = match gateway {
                 GatewayName::Mesh => format!(
                     "host {host} is also claimed by {}, which takes precedence, so these rules are \
@@ -174,41 +233,6 @@ fn host_conflicts(view: View<'_>, out: &mut BTreeSet<Problem>) {
             };
             let field = format!("spec.hosts[{index}]");
             out.insert(Problem::warning(&id.object, field, Reason::HostConflict, message));
-        }
-    }
-}
-
-/// Policies for hosts that do not exist, and policies for one host in one namespace.
-fn policies(view: View<'_>, out: &mut BTreeSet<Problem>) {
-    let mut first: BTreeMap<(&Arc<str>, &Arc<str>), &RowId> = BTreeMap::new();
-    let mut all: Vec<_> = view.policies().collect();
-    all.sort_by(|a, b| precedence(a.1.created, a.0).cmp(&precedence(b.1.created, b.0)));
-    for (id, policy) in all {
-        let known = if policy.host.starts_with('*') {
-            view.services().any(|(_, s)| hosts::covers(&policy.host, &s.host))
-        } else {
-            view.service(&policy.host).is_some()
-        };
-        if !known {
-            out.insert(host_without_service(&id.object, &policy.host));
-        }
-        let key = (&policy.namespace, &policy.host);
-        match first.get(&key) {
-            None => {
-                first.insert(key, id);
-            }
-            Some(other) => {
-                out.insert(Problem::warning(
-                    &id.object,
-                    "spec.host",
-                    Reason::HostConflict,
-                    format!(
-                        "{} is for the same host and takes precedence: of this one only subsets with \
-                         other names are in force; merge the two",
-                        other.object
-                    ),
-                ));
-            }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A gateway proxy: listeners, and the virtual hosts behind each.
 //!
-//! In: a group. Out: its rows. Hosts of rules and of servers are intersected, the narrower of the
-//! two being the domain; each domain is a virtual host of its own, so a domain never moves between
-//! virtual hosts, whatever rules come and go.
+//! In: a group. Out: the keys of its rows. Hosts of rules and of servers are intersected, the
+//! narrower of the two being the domain; each domain is a virtual host of its own, so a domain
+//! never moves between virtual hosts, whatever rules come and go.
 //!
 //! **Invariant:** every RouteConfiguration has exactly one `*` host.
 
@@ -10,125 +10,222 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::virtual_host::{BoundRules, HostPlan, virtual_host};
-use super::{Group, RowKey, Rows, View, precedence};
+use super::destination::Outcome;
+use super::rules::{Head, RulesHead};
+use super::virtual_host::BoundRules;
+use super::{ClusterKey, Group, Key, RowKey, Servers, precedence};
 use crate::hosts;
 use crate::ir;
 use crate::names;
 use crate::object::Origins;
-use crate::rows::{Gateway, GatewayName, HostScope, RouteRules, Server};
+use crate::proxy::Role;
+use crate::rows::{GatewayName, HostPattern, HostScope};
 use crate::snapshot::RowId;
+use crate::track::{Query, View};
 
-type Listen = (Option<IpAddr>, u16);
-type Opened<'a> = (&'a RowId, &'a Arc<Gateway>, &'a Server);
+/// The rows that a group is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Scope(pub(crate) Group);
 
-/// Add every row of a gateway proxy.
-pub(crate) fn router(view: View<'_>, group: &Group, rows: &mut Rows) {
-    let mut ports: BTreeMap<Listen, Vec<Opened<'_>>> = BTreeMap::new();
-    for id in &group.gateways {
-        let Some((id, gateway)) = view.gateway(id) else { continue };
-        for server in &gateway.servers {
-            let port = group.ports.get(&server.port).copied().unwrap_or(server.port);
-            ports.entry((server.bind, port)).or_default().push((id, gateway, server));
+/// A server that opens a port.
+struct Opened {
+    gateway: RowId,
+    bound: GatewayName,
+    field: Arc<str>,
+    declared: u16,
+    hosts: Vec<HostPattern>,
+}
+
+/// What is known of a domain.
+#[derive(Default)]
+struct Plan {
+    rules: Vec<(Option<i64>, BoundRules)>,
+    servers: Servers,
+}
+
+// === impl Scope ===
+
+impl Query for Scope {
+    type Value = BTreeSet<RowKey>;
+
+    fn run(&self, view: &View<'_>) -> BTreeSet<RowKey> {
+        match self.0.role {
+            Role::Router => router(view, &self.0),
+            // Sidecars get nothing yet.
+            Role::Sidecar => BTreeSet::new(),
         }
     }
-    for ((bind, port), servers) in ports {
-        let mut origins = Origins::default();
-        for (id, _, server) in &servers {
-            origins.push(id.origin(Arc::clone(&server.field)));
-        }
-        let route_config = names::gateway_route_config(bind, port);
-        let listener = RowKey::Listener {
-            bind,
-            port,
-            gateways: servers.iter().map(|(id, _, _)| (*id).clone()).collect(),
-        };
-        rows.add(listener, || {
-            ir::Resource::Listener(ir::Listener {
-                name: names::gateway_listener(bind, port),
-                bind,
-                port,
-                route_config: Arc::clone(&route_config),
-                access_log_file: view.mesh().access_log_file.clone(),
-                origins: origins.clone(),
-            })
-        });
-        let hosts = hosts_of_port(view, &servers);
-        let mut keys = Vec::new();
-        let mut inline = Vec::new();
-        for (domain, plan) in hosts {
-            let (key, host) = virtual_host(view, group, &route_config, &domain, plan, rows);
-            if group.capabilities.vhds {
-                rows.0.insert(key, Arc::new(ir::Resource::VirtualHost(host)));
-            } else {
-                keys.push(key);
-                inline.push(Arc::new(host));
-            }
-        }
-        let (inline_keys, virtual_hosts) = if group.capabilities.vhds {
-            (None, ir::VirtualHosts::Discovered)
-        } else {
-            (Some(keys), ir::VirtualHosts::Inline(inline))
-        };
-        let name = Arc::clone(&route_config);
-        rows.add(RowKey::RouteConfiguration { name, inline: inline_keys }, || {
-            ir::Resource::RouteConfiguration(ir::RouteConfiguration {
-                name: route_config,
-                virtual_hosts,
-                origins,
-            })
-        });
+
+    fn key(&self) -> Key {
+        Key::Scope(self.clone())
     }
 }
 
-/// Domains of a port, each with the rules that apply there in order of precedence.
-fn hosts_of_port(view: View<'_>, servers: &[Opened<'_>]) -> BTreeMap<Arc<str>, HostPlan> {
-    let mut hosts: BTreeMap<Arc<str>, HostPlan> = BTreeMap::new();
-    // The `*` host always exists; without rules of its own it answers 404.
-    let fallback = hosts.entry(Arc::from("*")).or_default();
-    for (id, _, server) in servers {
-        fallback.origins.push(id.origin(Arc::clone(&server.field)));
+fn router(view: &View<'_>, group: &Group) -> BTreeSet<RowKey> {
+    let mut rows = BTreeSet::new();
+    for ((bind, port), opened) in ports(view, group) {
+        let mut servers = Servers::new();
+        for server in &opened {
+            push_server(&mut servers, server);
+        }
+        let route_config = names::gateway_route_config(bind, port);
+        rows.insert(RowKey::Listener { bind, port, servers: servers.clone() });
+        let mut inline = Vec::new();
+        for (domain, plan) in domains(view, group, &opened) {
+            let Plan { rules, servers } = plan;
+            let rules: Vec<BoundRules> = rules.into_iter().map(|(_, bound)| bound).collect();
+            for cluster in rules.iter().flat_map(|bound| clusters(&bound.outcome)) {
+                if cluster.has_endpoints {
+                    rows.insert(RowKey::Endpoints(cluster.clone()));
+                }
+                rows.insert(RowKey::Cluster(cluster.clone()));
+            }
+            let route_config = Arc::clone(&route_config);
+            let key = RowKey::VirtualHost { route_config, domain, rules, servers };
+            if group.capabilities.vhds {
+                rows.insert(key);
+            } else {
+                inline.push(key);
+            }
+        }
+        let inline = (!group.capabilities.vhds).then(|| Arc::new(inline));
+        rows.insert(RowKey::RouteConfiguration { name: route_config, inline, servers });
     }
-    for (gateway_id, gateway, server) in servers {
-        let bound = GatewayName::Gateway {
-            namespace: Arc::clone(&gateway.namespace),
-            name: Arc::clone(&gateway.name),
-        };
-        for (id, rules) in view.rules_bound_to(&bound) {
-            for domain in served_domains(server, rules) {
-                let plan = hosts.entry(domain).or_default();
-                plan.origins.push(gateway_id.origin(Arc::clone(&server.field)));
-                match plan.rules.iter_mut().find(|b| b.id == *id) {
-                    Some(known) => {
-                        known.ports.insert(server.port);
+    rows
+}
+
+/// Ports that a group opens, with the servers behind each.
+fn ports(view: &View<'_>, group: &Group) -> BTreeMap<(Option<IpAddr>, u16), Vec<Opened>> {
+    let mut ports: BTreeMap<_, Vec<Opened>> = BTreeMap::new();
+    for id in &group.gateways {
+        let Some(gateway) = view.gateway(id) else { continue };
+        for server in &gateway.servers {
+            let port = group.ports.get(&server.port).copied().unwrap_or(server.port);
+            ports.entry((server.bind, port)).or_default().push(Opened {
+                gateway: id.clone(),
+                bound: GatewayName::Gateway {
+                    namespace: Arc::clone(&gateway.namespace),
+                    name: Arc::clone(&gateway.name),
+                },
+                field: Arc::clone(&server.field),
+                declared: server.port,
+                hosts: server.hosts.clone(),
+            });
+        }
+    }
+    ports
+}
+
+/// Domains of a port, each with the rules that apply there in order of precedence.
+fn domains(view: &View<'_>, group: &Group, opened: &[Opened]) -> BTreeMap<Arc<str>, Plan> {
+    let mut domains: BTreeMap<Arc<str>, Plan> = BTreeMap::new();
+    // The `*` host always exists; without rules of its own it answers 404.
+    let fallback = domains.entry(Arc::from("*")).or_default();
+    for server in opened {
+        push_server(&mut fallback.servers, server);
+    }
+    for server in opened {
+        for id in view.rules_of(&server.bound) {
+            let head = view.get(&RulesHead(id.clone()));
+            let Some(head) = &*head else { continue };
+            for domain in served_domains(&server.hosts, head) {
+                let plan = domains.entry(domain).or_default();
+                push_server(&mut plan.servers, server);
+                match plan.rules.iter_mut().find(|(_, bound)| bound.id == id) {
+                    Some((_, known)) => {
+                        known.ports.insert(server.declared);
                     }
-                    None => plan.rules.push(BoundRules {
-                        id: id.clone(),
-                        rules: Arc::clone(rules),
-                        ports: BTreeSet::from([server.port]),
-                    }),
+                    None => {
+                        let outcome = view.get(&Outcome {
+                            rules: id.clone(),
+                            client: Arc::clone(&group.namespace),
+                            port: server.declared,
+                        });
+                        let ports = BTreeSet::from([server.declared]);
+                        let bound = BoundRules { id: id.clone(), ports, outcome };
+                        plan.rules.push((head.created, bound));
+                    }
                 }
             }
         }
     }
-    for plan in hosts.values_mut() {
-        plan.rules.sort_by(|a, b| {
-            precedence(a.rules.created, &a.id).cmp(&precedence(b.rules.created, &b.id))
+    for plan in domains.values_mut() {
+        plan.rules.sort_by(|(a_created, a), (b_created, b)| {
+            precedence(*a_created, &a.id).cmp(&precedence(*b_created, &b.id))
         });
     }
-    hosts
+    domains
 }
 
-/// Domains that a server accepts for a rule list, each once.
-pub(super) fn served_domains(server: &Server, rules: &RouteRules) -> BTreeSet<Arc<str>> {
+fn push_server(servers: &mut Servers, server: &Opened) {
+    let entry = (server.gateway.clone(), Arc::clone(&server.field));
+    if !servers.contains(&entry) {
+        servers.push(entry);
+    }
+}
+
+/// Domains that a server's hosts leave to a rule list, each once.
+pub(super) fn served_domains(patterns: &[HostPattern], head: &Head) -> BTreeSet<Arc<str>> {
     let mut domains = BTreeSet::new();
-    for pattern in &server.hosts {
+    for pattern in patterns {
         if let HostScope::Namespace(namespace) = &pattern.scope
-            && *namespace != rules.namespace
+            && *namespace != head.namespace
         {
             continue;
         }
-        domains.extend(rules.hosts.iter().filter_map(|h| hosts::intersect(&pattern.host, h)));
+        domains.extend(head.hosts.iter().filter_map(|h| hosts::intersect(&pattern.host, h)));
     }
     domains
+}
+
+fn clusters(outcome: &[Vec<Option<ClusterKey>>]) -> impl Iterator<Item = &ClusterKey> {
+    outcome.iter().flatten().flatten()
+}
+
+/// Build a listener.
+pub(super) fn listener(
+    view: &View<'_>,
+    bind: Option<IpAddr>,
+    port: u16,
+    servers: &Servers,
+) -> ir::Listener {
+    ir::Listener {
+        name: names::gateway_listener(bind, port),
+        bind,
+        port,
+        route_config: names::gateway_route_config(bind, port),
+        access_log_file: view.mesh().access_log_file.clone(),
+        origins: origins(servers),
+    }
+}
+
+/// Build a RouteConfiguration.
+pub(super) fn route_configuration(
+    view: &View<'_>,
+    name: &Arc<str>,
+    inline: Option<&[RowKey]>,
+    servers: &Servers,
+) -> ir::RouteConfiguration {
+    let hosts = |keys: &[RowKey]| {
+        let rows = keys.iter().map(|key| view.get(key));
+        rows.filter_map(|row| match &*row {
+            ir::Resource::VirtualHost(host) => Some(Arc::new(host.clone())),
+            _ => None,
+        })
+        .collect()
+    };
+    ir::RouteConfiguration {
+        name: Arc::clone(name),
+        virtual_hosts: inline
+            .map_or(ir::VirtualHosts::Discovered, |keys| ir::VirtualHosts::Inline(hosts(keys))),
+        origins: origins(servers),
+    }
+}
+
+pub(super) fn origins(servers: &Servers) -> Origins {
+    let mut origins = Origins::default();
+    for (gateway, field) in servers {
+        origins.push(gateway.origin(Arc::clone(field)));
+    }
+    origins
 }

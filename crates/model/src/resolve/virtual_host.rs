@@ -1,7 +1,7 @@
 //! One virtual host: the rules of a domain, turned into routes.
 //!
-//! In: rule lists in order of precedence. Out: an `ir::VirtualHost`, and every cluster it names
-//! added to the group's rows.
+//! In: rule lists in order of precedence, and what their destinations came to. Out: an
+//! `ir::VirtualHost`.
 //!
 //! **Invariant:** routes keep the order of rules; only routes that match everything go last, so
 //! that a second rule list for the same host can still be reached.
@@ -9,70 +9,59 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::cluster::add_cluster;
-use super::destination::{Share, split};
-use super::{Group, RowKey, Rows, View};
+use super::router::origins;
+use super::{ClusterKey, Servers};
 use crate::ir::{self, Action, PathMatch, RedirectTo, Route, RouteMatch, WeightedCluster};
 use crate::names;
 use crate::object::Origins;
-use crate::rows::{HttpAction, HttpMatch, HttpRule, Mesh, RouteRules, StringMatch};
+use crate::rows::{HttpAction, HttpMatch, HttpRule, Mesh, StringMatch, WeightedDestination};
 use crate::snapshot::RowId;
+use crate::track::View;
 
 /// A rule list as it applies to a domain.
-pub(super) struct BoundRules {
-    pub(super) id: RowId,
-    pub(super) rules: Arc<RouteRules>,
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BoundRules {
+    /// The rule list.
+    pub id: RowId,
     /// Gateway ports, as declared, through which it is bound.
-    pub(super) ports: BTreeSet<u16>,
-}
-
-/// What is known of a domain before its routes are built.
-#[derive(Default)]
-pub(super) struct HostPlan {
-    pub(super) rules: Vec<BoundRules>,
-    pub(super) origins: Origins,
+    pub ports: BTreeSet<u16>,
+    /// For each rule and each of its destinations: the cluster, or none when it leaves the split.
+    pub outcome: Arc<Vec<Vec<Option<ClusterKey>>>>,
 }
 
 /// Build the virtual host of a domain.
 pub(super) fn virtual_host(
-    view: View<'_>,
-    group: &Group,
+    view: &View<'_>,
     route_config: &Arc<str>,
     domain: &Arc<str>,
-    plan: HostPlan,
-    rows: &mut Rows,
-) -> (RowKey, ir::VirtualHost) {
+    bound_rules: &[BoundRules],
+    servers: &Servers,
+) -> ir::VirtualHost {
     let mesh = view.mesh();
     let mut routes = Vec::new();
-    let mut origins = Origins::default();
-    for bound in &plan.rules {
-        origins.push(bound.id.origin("spec.hosts"));
-        for rule in &bound.rules.http {
+    let mut all = Origins::default();
+    for bound in bound_rules {
+        all.push(bound.id.origin("spec.hosts"));
+        let Some(rules) = view.rules(&bound.id) else { continue };
+        for (rule, outcome) in rules.http.iter().zip(bound.outcome.iter()) {
             for condition in conditions(rule, &bound.ports) {
-                routes.push(route(view, group, &mesh, bound, rule, condition, rows));
+                routes.push(route(&mesh, &bound.id, rule, outcome, condition));
             }
         }
     }
-    if plan.rules.len() > 1 {
+    if bound_rules.len() > 1 {
         routes.sort_by_key(|r: &Route| r.matcher.is_everything());
     }
-    for origin in plan.origins.0 {
-        origins.push(origin);
+    for origin in origins(servers).0 {
+        all.push(origin);
     }
-    let host = ir::VirtualHost {
+    ir::VirtualHost {
         route_config: Arc::clone(route_config),
         name: names::virtual_host(route_config, domain),
         domains: vec![Arc::clone(domain)],
         routes,
-        origins,
-    };
-    let key = RowKey::VirtualHost {
-        route_config: Arc::clone(route_config),
-        domain: Arc::clone(domain),
-        rules: plan.rules.into_iter().map(|b| (b.id, b.ports)).collect(),
-        clusters: host.clusters().cloned().collect(),
-    };
-    (key, host)
+        origins: all,
+    }
 }
 
 /// The conditions of a rule that can hold on these ports; one empty condition where it has none.
@@ -85,13 +74,11 @@ fn conditions<'a>(rule: &'a HttpRule, ports: &BTreeSet<u16>) -> Vec<Option<&'a H
 }
 
 fn route(
-    view: View<'_>,
-    group: &Group,
     mesh: &Mesh,
-    bound: &BoundRules,
+    id: &RowId,
     rule: &HttpRule,
+    outcome: &[Option<ClusterKey>],
     condition: Option<&HttpMatch>,
-    rows: &mut Rows,
 ) -> Route {
     let field = condition.map_or(&rule.field, |m| &m.field);
     let action = match &rule.action {
@@ -103,17 +90,12 @@ fn route(
             scheme: to.scheme.clone(),
             code: to.code,
         }),
-        HttpAction::Forward(forward) => {
-            let request_port =
-                condition.and_then(|m| m.port).or(bound.ports.first().copied()).unwrap_or(80);
-            let shares = split(view, &group.namespace, &forward.destinations, request_port);
-            Action::Forward {
-                clusters: weighted(view, mesh, bound, shares, rows),
-                rewrite: forward.rewrite.clone(),
-                timeout: forward.timeout,
-                retries: forward.retries.clone().unwrap_or_else(|| mesh.default_retry.clone()),
-            }
-        }
+        HttpAction::Forward(forward) => Action::Forward {
+            clusters: weighted(id, &forward.destinations, outcome),
+            rewrite: forward.rewrite.clone(),
+            timeout: forward.timeout,
+            retries: forward.retries.clone().unwrap_or_else(|| mesh.default_retry.clone()),
+        },
     };
     let name = match (&rule.name, condition.and_then(|m| m.name.as_ref())) {
         (Some(rule), Some(condition)) => Some(Arc::from(format!("{rule}.{condition}"))),
@@ -124,31 +106,28 @@ fn route(
         name,
         matcher: condition.map_or_else(RouteMatch::everything, RouteMatch::from_condition),
         action,
-        origins: Origins::one(bound.id.origin(Arc::clone(field))),
+        origins: Origins::one(id.origin(Arc::clone(field))),
     }
 }
 
-/// Add the clusters of a split and name them; equal clusters are added up, because Envoy would
-/// pick the same one twice.
+/// The split; equal clusters are added up, because Envoy would pick the same one twice.
 fn weighted(
-    view: View<'_>,
-    mesh: &Mesh,
-    bound: &BoundRules,
-    shares: Vec<Share>,
-    rows: &mut Rows,
+    id: &RowId,
+    destinations: &[WeightedDestination],
+    outcome: &[Option<ClusterKey>],
 ) -> Vec<WeightedCluster> {
     let mut out: Vec<WeightedCluster> = Vec::new();
-    for Share { target, weight, field } in shares {
-        add_cluster(view, mesh, &target, rows);
-        let origin = bound.id.origin(field);
-        match out.iter_mut().find(|w| w.cluster == target.name) {
+    for (destination, cluster) in destinations.iter().zip(outcome) {
+        let Some(cluster) = cluster else { continue };
+        let origin = id.origin(Arc::clone(&destination.field));
+        match out.iter_mut().find(|w| w.cluster == cluster.name) {
             Some(known) => {
-                known.weight = known.weight.saturating_add(weight);
+                known.weight = known.weight.saturating_add(destination.weight);
                 known.origins.push(origin);
             }
             None => out.push(WeightedCluster {
-                cluster: target.name,
-                weight,
+                cluster: Arc::clone(&cluster.name),
+                weight: destination.weight,
                 origins: Origins::one(origin),
             }),
         }
