@@ -34,5 +34,5 @@ demo: ## Watch a canary split move through a real Envoy while its YAML is edited
 
 bench: ## Measure start, latency and bytes with a real Envoy
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
-	$(CARGO) build --release --workspace --bins --locked && \
+	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench --bin leash && \
 	exec "$(TARGET)/release/bench"
