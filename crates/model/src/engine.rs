@@ -149,6 +149,42 @@ impl Engine {
         self.snapshot.objects()
     }
 
+    /// Compare with a fresh engine that is given the same objects and proxies at once: every
+    /// difference is a read that was not noted. Costs a cold build; for tests and for
+    /// `--verify-engine`.
+    pub fn verify(&self) -> Vec<String> {
+        let mut fresh = Self::new();
+        let changes = self.snapshot.changes();
+        let proxies = self.proxies.iter().map(|(key, (proxy, _))| (*key, (**proxy).clone()));
+        fresh.apply(Batch { changes, connected: proxies.collect(), disconnected: Vec::new() });
+        let mut out = Vec::new();
+        for (key, (proxy, group)) in &self.proxies {
+            let wanted = fresh.proxies.get(key).and_then(|(_, group)| group.as_ref());
+            if group.as_ref() != wanted {
+                out.push(format!("group of {}: {group:?}, should be {wanted:?}", proxy.id));
+            }
+        }
+        for (group, members) in &fresh.groups {
+            let rows = self.groups.get(group).map(|m| &m.rows);
+            if rows != Some(&members.rows) {
+                let query = Scope(group.clone());
+                let missed = self.graph.missed(&fresh.graph, &query.key());
+                out.push(format!("scope of {group:?}; not noted: {missed:?}"));
+            }
+        }
+        for row in fresh.rows.keys() {
+            let (have, wanted) = (self.graph.peek(row), fresh.graph.peek(row));
+            if have != wanted {
+                let missed = self.graph.missed(&fresh.graph, &row.key());
+                out.push(format!("row {row:?}; not noted: {missed:?}"));
+            }
+        }
+        if self.problems() != fresh.problems() {
+            out.push("problems between objects".to_owned());
+        }
+        out
+    }
+
     /// Values kept and facts that have readers: what must not grow with history.
     pub fn size(&self) -> (usize, usize) {
         self.graph.size()

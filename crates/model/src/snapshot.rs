@@ -216,6 +216,15 @@ impl Snapshot {
         facts
     }
 
+    /// The changes that make this snapshot out of an empty one.
+    pub fn changes(&self) -> Vec<Change> {
+        let change = |(owner, rows): (&Arc<ObjectRef>, &Vec<Row>)| Change {
+            owner: Arc::clone(owner),
+            rows: rows.clone(),
+        };
+        self.objects.iter().map(change).collect()
+    }
+
     /// Every object that gave a row, in order.
     pub fn objects(&self) -> impl Iterator<Item = &Arc<ObjectRef>> {
         self.objects.keys()

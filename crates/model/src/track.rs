@@ -165,6 +165,18 @@ impl Graph {
         }
     }
 
+    /// Facts that `other` noted for a query and this graph did not.
+    pub(crate) fn missed(&self, other: &Self, key: &Key) -> Vec<Fact> {
+        let reads = |graph: &Self| {
+            let id = *graph.ids.borrow().get(key)?;
+            Some(graph.nodes.borrow().get(&id)?.reads.clone())
+        };
+        let mine = reads(self).unwrap_or_default();
+        let theirs = reads(other).unwrap_or_default();
+        let outside = |fact: &&Fact| !matches!(fact, Fact::Value(_)) && !mine.contains(fact);
+        theirs.iter().filter(outside).cloned().collect()
+    }
+
     /// Number of values kept and of facts that have readers.
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.nodes.borrow().len(), self.readers.borrow().len())

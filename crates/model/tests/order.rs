@@ -171,6 +171,11 @@ fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
     ]
 }
 
+/// Random histories per property; `CASES` asks for more.
+fn cases() -> u32 {
+    std::env::var("CASES").ok().and_then(|c| c.parse().ok()).unwrap_or(300)
+}
+
 type Step = ((Arc<ObjectRef>, Row), bool);
 
 fn proxies() -> Vec<(ProxyKey, Proxy)> {
@@ -223,7 +228,7 @@ impl Mirror {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: std::env::var("CASES").ok().and_then(|c| c.parse().ok()).unwrap_or(300), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_of_the_same_objects_gives_the_same_output(
@@ -264,6 +269,34 @@ proptest! {
         let connected = proxies();
         fresh.take(scratch.apply(Batch { changes, connected, disconnected: vec![] }));
         prop_assert_eq!(seen(&engine, &mirror), seen(&scratch, &fresh));
+        // What history left behind would be a leak.
+        prop_assert_eq!(engine.size(), scratch.size());
+        prop_assert_eq!(engine.verify(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_nobody_wants_any_more_is_forgotten(
+        batches in proptest::collection::vec(proptest::collection::vec(row(), 1..6), 1..6)
+    ) {
+        let mut engine = Engine::new();
+        let connect = Batch { connected: proxies(), ..Batch::default() };
+        engine.apply(connect.clone());
+        let empty = engine.size();
+        let mut owners = BTreeSet::new();
+        for batch in batches {
+            let changes = batch.into_iter().map(|(owner, row)| {
+                owners.insert(owner.clone());
+                Change { owner, rows: vec![row] }
+            });
+            let changes = changes.collect();
+            engine.apply(Batch { changes, ..Batch::default() });
+        }
+        let changes = owners.into_iter().map(|owner| Change { owner, rows: vec![] }).collect();
+        engine.apply(Batch { changes, ..Batch::default() });
+        prop_assert_eq!(engine.size(), empty);
+        let disconnected = proxies().into_iter().map(|(key, _)| key).collect();
+        engine.apply(Batch { disconnected, ..Batch::default() });
+        prop_assert_eq!(engine.size(), Engine::new().size());
     }
 
     #[test]
