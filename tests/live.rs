@@ -290,3 +290,41 @@ impl Shared {
         *self.hosts.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
     }
 }
+
+mod judge {
+    //! The judge itself, on answers made up.
+
+    use super::*;
+
+    fn state(from: Instant, until: Option<Instant>, backend: Option<&str>) -> State {
+        let backends = |name: &str| BTreeSet::from([name.to_owned()]);
+        let allowed = backend.map(|name| ("a".to_owned(), backends(name))).into_iter().collect();
+        State { by: "test".to_owned(), from, until, allowed }
+    }
+
+    fn refused(outcome: Result<&str, &str>, at: Instant, states: &[State]) -> bool {
+        let outcome = outcome.map(str::to_owned).map_err(str::to_owned);
+        let seen = Seen { host: "a".to_owned(), began: at, ended: at, outcome };
+        judge(&seen, states).is_some()
+    }
+
+    #[test]
+    fn given_two_states_then_an_answer_of_the_first_is_allowed_only_while_it_is_valid() {
+        let start = Instant::now();
+        let at = |n| start + Duration::from_secs(n);
+        let states = [state(start, Some(at(20)), Some("one")), state(at(10), None, Some("two"))];
+        assert!(!refused(Ok("one"), at(5), &states));
+        assert!(refused(Ok("two"), at(5), &states));
+        assert!(!refused(Ok("one"), at(15), &states) && !refused(Ok("two"), at(15), &states));
+        assert!(refused(Ok("one"), at(25), &states));
+    }
+
+    #[test]
+    fn given_a_route_then_404_is_refused_and_503_always_is() {
+        let now = Instant::now();
+        let (with, without) = ([state(now, None, Some("one"))], [state(now, None, None)]);
+        assert!(refused(Err("404 "), now, &with) && !refused(Err("404 "), now, &without));
+        assert!(refused(Err("503 "), now, &with) && refused(Err("503 "), now, &without));
+        assert!(refused(Ok("one"), now, &without));
+    }
+}
