@@ -179,7 +179,7 @@ impl Graph {
 
     /// Number of values kept and of facts that have readers.
     pub(crate) fn size(&self) -> (usize, usize) {
-        (self.nodes.borrow().len(), self.readers.borrow().len())
+        (self.ids.borrow().len().max(self.nodes.borrow().len()), self.readers.borrow().len())
     }
 
     fn view<'a>(&'a self, snapshot: &'a Snapshot, level: u8) -> View<'a> {
