@@ -23,7 +23,12 @@ pub(crate) fn get(address: &str, path: &str) -> Result<Value> {
     let body = runtime
         .block_on(async { tokio::time::timeout(PATIENCE, request(address, path)).await })
         .with_context(|| format!("no answer from {address} within {PATIENCE:?}"))?
-        .with_context(|| format!("asking the controller at {address}"))?;
+        .with_context(|| {
+            format!(
+                "no controller answers at {address}; name the address that heddle-controller was \
+                 given as --admin-address with --admin"
+            )
+        })?;
     serde_json::from_slice(&body).with_context(|| format!("reading what {address}{path} answered"))
 }
 

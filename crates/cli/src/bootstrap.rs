@@ -2,13 +2,15 @@
 //!
 //! **Invariant:** what stands in it is built in `envoy_api::bootstrap`; here are only arguments.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use envoy_api::bootstrap::{Bootstrap, Protocol};
 use model::{Capabilities, Proxy};
 use serde_json::{Map, Value, json};
+
+use crate::output;
+use crate::render::labels;
 
 /// Arguments of `bootstrap`.
 #[derive(clap::Args)]
@@ -32,18 +34,18 @@ pub(crate) struct Args {
 
 /// Run the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let proxy = Proxy::parse(&args.node, None, Capabilities { vhds: true })?;
-    let Some((host, port)) = args.xds_address.rsplit_once(':') else {
+    let proxy = Proxy::parse(&args.node, None, Capabilities { vhds: true }).context("--node")?;
+    let (host, port) = match args.xds_address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() => (host, port.parse::<u16>().ok()),
+        _ => ("", None),
+    };
+    let Some(port) = port.filter(|port| *port > 0) else {
         bail!("--xds-address takes HOST:PORT, not {:?}", args.xds_address);
     };
-    let port = port.parse().with_context(|| format!("--xds-address {:?}", args.xds_address))?;
-    let mut labels = Map::new();
-    for label in &args.labels {
-        let Some((key, value)) = label.split_once('=') else {
-            bail!("--labels takes KEY=VALUE pairs, not {label:?}");
-        };
-        labels.insert(key.to_owned(), json!(value));
-    }
+    // An IPv6 address stands in brackets before a port, and without them elsewhere.
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let labels: Map<String, Value> =
+        labels(&args.labels)?.into_iter().map(|(key, value)| (key, json!(value))).collect();
     let mut metadata = Map::new();
     metadata.insert("NAMESPACE".to_owned(), json!(&*proxy.namespace));
     metadata.insert("LABELS".to_owned(), Value::Object(labels));
@@ -57,8 +59,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         xds_port: port,
         ..Bootstrap::default()
     };
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &bootstrap.to_json())?;
-    writeln!(out).context("writing to standard output")?;
+    output::json(&bootstrap.to_json())?;
     Ok(ExitCode::SUCCESS)
 }

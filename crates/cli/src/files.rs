@@ -4,7 +4,7 @@
 //!
 //! **Invariant:** the order is that of sorted paths, so that the same files give the same output.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub(crate) struct Unreadable {
 #[derive(Default)]
 pub(crate) struct Files {
     /// Paths and texts.
-    pub(crate) texts: Vec<(PathBuf, String)>,
+    pub(crate) texts: Vec<(PathBuf, Arc<str>)>,
     /// Objects, each with the index of its file.
     pub(crate) objects: BTreeMap<Arc<ObjectRef>, (usize, RawObject)>,
     pub(crate) findings: Vec<Finding>,
@@ -52,50 +52,34 @@ impl Files {
     pub(crate) fn read(paths: &[PathBuf]) -> Result<Self> {
         let mut all = Vec::new();
         for path in paths {
-            collect(path, true, &mut all)?;
+            collect(path, 0, &mut all)?;
         }
         all.sort();
-        all.dedup();
         let mut files = Self::default();
+        // One file may be named in two ways.
+        let mut seen = BTreeSet::new();
         for path in all {
-            let bytes =
-                std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            files.add(path, bytes);
+            if seen.insert(std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone())) {
+                files.add(path)?;
+            }
         }
         Ok(files)
     }
 
     /// Read one more file as mesh settings.
     pub(crate) fn read_mesh_config(&mut self, path: &Path) -> Result<()> {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        let file = self.texts.len();
+        let Some((file, text)) = self.text_of(path.to_owned())? else { return Ok(()) };
         match config::read_mesh_config(&source(), &text) {
-            Ok(object) => {
-                self.objects.insert(Arc::clone(&object.owner), (file, object));
-            }
+            Ok(object) => self.take(file, object),
             Err(error) => {
                 self.unreadable.push(Unreadable { file, at: error.at, message: error.message });
             }
         }
-        self.texts.push((path.to_owned(), text));
         Ok(())
     }
 
-    fn add(&mut self, path: PathBuf, bytes: Vec<u8>) {
-        let file = self.texts.len();
-        let text = match String::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => {
-                let valid = error.utf8_error().valid_up_to();
-                let line = error.as_bytes()[..valid].iter().filter(|b| **b == b'\n').count() + 1;
-                let line = u32::try_from(line).unwrap_or(u32::MAX);
-                let message = "the file is not UTF-8 from here on".to_owned();
-                self.unreadable.push(Unreadable { file, at: Mark { line, column: 1 }, message });
-                self.texts.push((path, String::new()));
-                return;
-            }
-        };
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let Some((file, text)) = self.text_of(path)? else { return Ok(()) };
         let read = config::read(&source(), &text);
         for error in read.syntax {
             self.unreadable.push(Unreadable { file, at: error.at, message: error.message });
@@ -105,24 +89,60 @@ impl Files {
             self.findings.push(Finding { problem: located.problem, place });
         }
         for object in read.objects {
-            match self.objects.get(&object.owner) {
-                None => {
-                    self.objects.insert(Arc::clone(&object.owner), (file, object));
-                }
-                Some((first, _)) => {
-                    let first = self.texts.get(*first).map(|(p, _)| p.display().to_string());
-                    let message = format!(
-                        "stands in {} already; that one is in force, remove one of the two",
-                        first.unwrap_or_default()
-                    );
-                    let problem =
-                        Problem::error(&object.owner, "", Reason::DuplicateObject, message);
-                    let place = Some((file, object.locate("")));
-                    self.findings.push(Finding { problem, place });
-                }
-            }
+            self.take(file, object);
         }
-        self.texts.push((path, text));
+        Ok(())
+    }
+
+    /// The text of a file, kept for messages. None where it is no text, which is noted.
+    fn text_of(&mut self, path: PathBuf) -> Result<Option<(usize, Arc<str>)>> {
+        let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let file = self.texts.len();
+        let text: Arc<str> = String::from_utf8_lossy(&bytes).into();
+        self.texts.push((path, Arc::clone(&text)));
+        let Err(error) = std::str::from_utf8(&bytes) else { return Ok(Some((file, text))) };
+        let before = String::from_utf8_lossy(&bytes[..error.valid_up_to()]).into_owned();
+        let number = |n: usize| u32::try_from(n + 1).unwrap_or(u32::MAX);
+        let line = number(before.matches('\n').count());
+        let column = number(before.rsplit('\n').next().unwrap_or_default().chars().count());
+        let message = "the file is not UTF-8 from here on; save it as UTF-8".to_owned();
+        self.unreadable.push(Unreadable { file, at: Mark { line, column }, message });
+        Ok(None)
+    }
+
+    /// Take an object over. Of two files with one object, the first by path is in force.
+    fn take(&mut self, file: usize, object: RawObject) {
+        let owner = Arc::clone(&object.owner);
+        let path = |file: usize| self.texts.get(file).map(|(path, _)| path.clone());
+        let (file, object, first) = match self.objects.remove(&owner) {
+            None => {
+                self.objects.insert(owner, (file, object));
+                return;
+            }
+            Some((other, earlier)) if path(other) <= path(file) => {
+                self.objects.insert(Arc::clone(&owner), (other, earlier));
+                (file, object, other)
+            }
+            Some((other, earlier)) => {
+                self.objects.insert(Arc::clone(&owner), (file, object));
+                (other, earlier, file)
+            }
+        };
+        let message = format!(
+            "stands in {} already; that one is in force, remove one of the two",
+            path(first).unwrap_or_default().display()
+        );
+        let problem = Problem::error(&owner, "", Reason::DuplicateObject, message);
+        let place = Some((file, object.locate("")));
+        self.findings.push(Finding { problem, place });
+    }
+
+    /// File of the Pod of this name.
+    pub(crate) fn pod(&self, namespace: &str, name: &str) -> Option<&Path> {
+        let is =
+            |o: &ObjectRef| o.kind.name == "Pod" && *o.namespace == *namespace && *o.name == *name;
+        let (_, (file, _)) = self.objects.iter().find(|(owner, _)| is(owner))?;
+        self.texts.get(*file).map(|(path, _)| path.as_path())
     }
 
     /// Where the field of an object stands.
@@ -132,7 +152,16 @@ impl Files {
 }
 
 /// Add a file, or every YAML and JSON file below a folder. Hidden names are passed over.
-fn collect(path: &Path, named: bool, out: &mut Vec<PathBuf>) -> Result<()> {
+///
+/// Links are followed, to a depth that no honest tree has.
+fn collect(path: &Path, depth: usize, out: &mut Vec<PathBuf>) -> Result<()> {
+    const DEEPEST: usize = 32;
+    if depth > DEEPEST {
+        bail!(
+            "{} is nested deeper than {DEEPEST} folders; is it a circle of links?",
+            path.display()
+        );
+    }
     let kind = std::fs::metadata(path).with_context(|| format!("opening {}", path.display()))?;
     if kind.is_dir() {
         let entries =
@@ -140,13 +169,13 @@ fn collect(path: &Path, named: bool, out: &mut Vec<PathBuf>) -> Result<()> {
         for entry in entries {
             let entry = entry.with_context(|| format!("listing {}", path.display()))?;
             if !entry.file_name().to_string_lossy().starts_with('.') {
-                collect(&entry.path(), false, out)?;
+                collect(&entry.path(), depth + 1, out)?;
             }
         }
         return Ok(());
     }
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    if named || matches!(extension, "yaml" | "yml" | "json") {
+    if depth == 0 || matches!(extension, "yaml" | "yml" | "json") {
         if !kind.is_file() {
             bail!("{} is neither a file nor a folder", path.display());
         }

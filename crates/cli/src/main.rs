@@ -5,6 +5,7 @@
 mod admin;
 mod bootstrap;
 mod files;
+mod output;
 mod render;
 mod report;
 mod status;

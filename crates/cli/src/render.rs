@@ -7,7 +7,6 @@
 //! left out.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use model::{Batch, Capabilities, Engine, Origins, Problem, Proxy, ProxyKey, Reas
 use serde_json::{Value, json};
 
 use crate::files::{Files, Finding};
-use crate::report;
+use crate::{output, report};
 
 /// Arguments of `render`.
 #[derive(clap::Args)]
@@ -53,11 +52,9 @@ type Rendered = Vec<(EncodedResource, Arc<model::ir::Resource>)>;
 
 /// Run the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let mut proxy = Proxy::parse(&args.node, None, Capabilities { vhds: true })?;
-    for label in &args.labels {
-        let Some((key, value)) = label.split_once('=') else {
-            bail!("--labels takes KEY=VALUE pairs, not {label:?}");
-        };
+    let mut proxy =
+        Proxy::parse(&args.node, None, Capabilities { vhds: true }).context("--node")?;
+    for (key, value) in labels(&args.labels)? {
         proxy.labels.insert(Arc::from(key), Arc::from(value));
     }
     let mut files = Files::read(&args.filenames)?;
@@ -65,24 +62,35 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         files.read_mesh_config(path)?;
     }
     let role = proxy.role;
+    let pod = files.pod(&proxy.namespace, &proxy.name);
+    let ignored = pod.filter(|_| !proxy.labels.is_empty()).map(|path| path.display().to_string());
     let rendered = render(&mut files, proxy);
     let errors = report::print(&files);
+    if let Some(path) = ignored {
+        report::note(&format!(
+            "the Pod of this proxy is in {path}; its labels count, not --labels"
+        ));
+    }
     if role == Role::Sidecar {
         report::note(
             "this version of Heddle configures gateways (router~…) only; a sidecar gets nothing yet",
         );
     }
-    let mut out = std::io::stdout().lock();
     match args.output {
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut out, &dump_of(&files, &rendered))?;
-            writeln!(out)
-        }
-        Format::Yaml => write!(out, "{}", serde_yaml::to_string(&dump_of(&files, &rendered))?),
-        Format::Table => writeln!(out, "{}", table(&files, &rendered)),
+        Format::Json => output::json(&dump_of(&files, &rendered))?,
+        Format::Yaml => output::yaml(&dump_of(&files, &rendered))?,
+        Format::Table => output::print(&table(&files, &rendered).to_string())?,
     }
-    .context("writing to standard output")?;
     Ok(if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Labels as `--labels` gives them.
+pub(crate) fn labels(pairs: &[String]) -> Result<Vec<(String, String)>> {
+    let pair = |label: &String| match label.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => bail!("--labels takes KEY=VALUE pairs, not {label:?}"),
+    };
+    pairs.iter().map(pair).collect()
 }
 
 /// Lower, resolve and encode; problems are added to the files' findings.

@@ -3,6 +3,7 @@
 //! **Invariant:** writes to standard error only, so that standard output stays a document; colours
 //! only on a terminal, and never when `NO_COLOR` is set.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
@@ -17,6 +18,7 @@ pub(crate) fn print(files: &Files) -> usize {
     let renderer = renderer();
     let mut out = std::io::stderr().lock();
     let mut errors = 0;
+    let mut lines = Lines::default();
     let mut all: Vec<(Option<(usize, Mark)>, Severity, String)> = Vec::new();
     for unreadable in &files.unreadable {
         let place = Some((unreadable.file, unreadable.at));
@@ -37,12 +39,12 @@ pub(crate) fn print(files: &Files) -> usize {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let file = place.and_then(|(file, at)| Some((files.texts.get(file)?, at)));
+        let file = place.and_then(|(file, at)| Some((file, files.texts.get(file)?, at)));
         let text = match file {
-            Some(((path, text), at)) => {
-                let window = Window::around(text, at);
+            Some((file, (path, text), at)) => {
+                let window = lines.window(file, text, at);
                 let path = shown(path);
-                let snippet = Snippet::source(window.text)
+                let snippet = Snippet::source(&window.text)
                     .line_start(window.first_line)
                     .path(&path)
                     .annotation(AnnotationKind::Primary.span(window.span));
@@ -80,34 +82,36 @@ fn shown(path: &Path) -> String {
 }
 
 /// The line that is meant, cut out of a text that may be large.
-struct Window<'a> {
-    text: &'a str,
+struct Window {
+    text: String,
     first_line: usize,
     span: std::ops::Range<usize>,
 }
 
-// === impl Window ===
+/// Beginnings of the lines of each file.
+#[derive(Default)]
+struct Lines(BTreeMap<usize, Vec<usize>>);
 
-impl<'a> Window<'a> {
-    fn around(text: &'a str, at: Mark) -> Self {
-        let wanted = at.line.max(1) as usize;
-        let mut start = 0;
-        let mut line = "";
-        for (number, content) in (1..).zip(text.split_inclusive('\n')) {
-            line = content;
-            if number == wanted {
-                break;
-            }
-            start += content.len();
-        }
-        if start >= text.len() {
-            (start, line) = (text.len().saturating_sub(line.len()), line);
-        }
-        let line = line.trim_end();
-        let column = at.column.max(1) as usize - 1;
-        let from = line.char_indices().nth(column).map_or(line.len(), |(i, _)| i);
-        let end = line.len().max(from);
-        debug_assert!(start <= text.len());
-        Self { text: line, first_line: wanted, span: from..end }
+// === impl Lines ===
+
+impl Lines {
+    /// The line around a place.
+    fn window(&mut self, file: usize, text: &str, at: Mark) -> Window {
+        /// Characters shown on either side.
+        const REACH: usize = 100;
+        let starts = self.0.entry(file).or_insert_with(|| {
+            let next = text.match_indices('\n').map(|(i, _)| i + 1);
+            std::iter::once(0).chain(next).collect()
+        });
+        let number = (at.line.max(1) as usize).min(starts.len());
+        let start = starts.get(number - 1).copied().unwrap_or_default();
+        let line = text[start..].lines().next().unwrap_or_default().trim_end();
+        let column = (at.column.max(1) as usize - 1).min(line.chars().count());
+        let left = column.saturating_sub(REACH);
+        // A tab is one column for us and several for a terminal.
+        let tidy = |c: char| if c.is_control() { ' ' } else { c };
+        let text: String = line.chars().skip(left).take(2 * REACH).map(tidy).collect();
+        let from = text.char_indices().nth(column - left).map_or(text.len(), |(i, _)| i);
+        Window { first_line: number, span: from..text.len(), text }
     }
 }

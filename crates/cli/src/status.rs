@@ -2,15 +2,14 @@
 //!
 //! **Invariant:** prints what the controller says; decides nothing.
 
-use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde_json::Value;
 
-use crate::admin;
+use crate::{admin, output};
 
 /// Arguments of `status`.
 #[derive(clap::Args)]
@@ -36,16 +35,11 @@ const TYPES: [&str; 5] = ["CDS", "EDS", "LDS", "RDS", "VHDS"];
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let address = args.admin.trim_start_matches("http://").trim_end_matches('/');
     let answer = admin::get(address, "/debug/syncz")?;
-    let mut out = std::io::stdout().lock();
     match args.output {
-        Format::Json => {
-            serde_json::to_writer_pretty(&mut out, &answer)?;
-            writeln!(out)
-        }
-        Format::Yaml => write!(out, "{}", serde_yaml::to_string(&answer)?),
-        Format::Table => writeln!(out, "{}", table(&answer)),
+        Format::Json => output::json(&answer)?,
+        Format::Yaml => output::yaml(&answer)?,
+        Format::Table => output::print(&table(&answer).to_string())?,
     }
-    .context("writing to standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 

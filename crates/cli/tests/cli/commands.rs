@@ -1,0 +1,86 @@
+//! `heddle bootstrap` and `heddle status`.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+
+use serde_json::Value;
+
+use super::{Folder, NODE};
+
+fn bootstrap(more: &[&str]) -> super::Ran {
+    let mut args = vec!["bootstrap", "--node", NODE];
+    args.extend(more);
+    Folder::new().run(&args)
+}
+
+#[test]
+fn given_a_node_then_the_bootstrap_is_json_with_its_id_and_the_address() {
+    let ran = bootstrap(&["--xds-address", "127.0.0.1:12345", "--labels", "app=gw,version=v1"]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    let found: Value = serde_json::from_str(&ran.out).expect("JSON");
+    assert_eq!(found["node"]["id"], NODE);
+    assert_eq!(found["node"]["metadata"]["LABELS"]["version"], "v1");
+    assert_eq!(found["node"]["metadata"]["NAMESPACE"], "edge");
+    assert!(found.to_string().contains("12345"), "{found}");
+    assert!(found.to_string().contains("DELTA_GRPC"), "{found}");
+    let sotw = bootstrap(&["--sotw", "--xds-address", "[::1]:15010"]).out;
+    assert!(!sotw.contains("DELTA_GRPC") && sotw.contains("\"::1\""), "{sotw}");
+}
+
+#[test]
+fn given_an_address_that_is_none_then_it_is_said() {
+    for address in ["localhost", "localhost:", "localhost:http", ":15010", "localhost:0", "a:70000"]
+    {
+        bootstrap(&["--xds-address", address]).says(1, &["--xds-address takes HOST:PORT", address]);
+    }
+    Folder::new().run(&["bootstrap", "--node", "x"]).says(1, &["--node", "four parts"]);
+}
+
+#[test]
+fn given_no_controller_then_status_says_where_it_looked_and_what_to_do() {
+    let closed = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = closed.local_addr().expect("an address").to_string();
+    drop(closed);
+    let ran = Folder::new().run(&["status", "--admin", &address]);
+    ran.says(1, &["no controller answers at", &address, "--admin", "refused"]);
+    assert_eq!(ran.out, "");
+    Folder::new().run(&["status", "--admin", "nonsense"]).says(1, &["nonsense"]);
+}
+
+/// Answer one request on a port of its own.
+fn answering(answer: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(answer.as_bytes());
+    });
+    address
+}
+
+#[test]
+fn given_something_else_on_the_port_then_status_says_so() {
+    for (answer, says) in [
+        ("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnope", "404"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnope", "reading what"),
+        ("SSH-2.0-OpenSSH_9.6\r\n", ""),
+        ("", ""),
+    ] {
+        let address = answering(answer);
+        Folder::new().run(&["status", "--admin", &address]).says(1, &[&address, says]);
+    }
+}
+
+#[test]
+fn given_an_answer_then_status_shows_each_proxy_and_its_types() {
+    let body = r#"[{"proxy":"router~x","protocol":"delta","types":{"CDS":{"state":"SYNCED"},"LDS":{"state":"ERROR","error":"bad listener"}}}]"#;
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let ran =
+        Folder::new().run(&["status", "--admin", &answering(Box::leak(answer.into_boxed_str()))]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let row = ran.out.lines().nth(1).expect("a row");
+    for text in ["router~x", "delta", "SYNCED", "LDS: bad listener"] {
+        assert!(row.contains(text), "{}", ran.out);
+    }
+}
