@@ -11,8 +11,10 @@
 //! **Invariant:** the output is a function of the objects and proxies, never of their history;
 //! only the numbers given to resources and scopes depend on it, and no bytes depend on those.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use crate::ir;
 use crate::object::ObjectRef;

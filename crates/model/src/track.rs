@@ -20,8 +20,10 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use foldhash::{HashMap, HashSet};
 
 use crate::resolve::Key;
 use crate::snapshot::{Facts, IndexKey, RowId, Snapshot};
@@ -158,7 +160,7 @@ impl Graph {
             if read || self.roots.borrow().contains(&id) {
                 continue;
             }
-            self.set_reads(id, HashSet::new());
+            self.set_reads(id, HashSet::default());
             if let Some(node) = self.nodes.borrow_mut().remove(&id) {
                 self.ids.borrow_mut().remove(&node.key);
             }
@@ -203,7 +205,7 @@ impl Graph {
         });
         self.ids.borrow_mut().insert(key.clone(), id);
         let erased: AnyValue = value.clone();
-        let node = Node { key, value: erased, reads: HashSet::new() };
+        let node = Node { key, value: erased, reads: HashSet::default() };
         self.nodes.borrow_mut().insert(id, node);
         self.set_reads(id, view.reads.into_inner());
         self.suspects.borrow_mut().insert(id);

@@ -5,17 +5,16 @@
 //! **Invariant:** an endpoint appears once, whatever slices name it.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{ClusterKey, Part, selects};
+use super::{ClusterKey, Key, Part, selects};
 use crate::ir::{Cluster, ClusterEndpoints, EndpointAddress, Endpoints, HttpVersion};
 use crate::object::Origins;
 use crate::rows::{
-    ConnectionPool, Endpoint, LbAlgorithm, Protocol, Service, Subset, TcpPool, TrafficPolicy,
-    UpgradePolicy,
+    ConnectionPool, Endpoint, LbAlgorithm, Protocol, Subset, TcpPool, TrafficPolicy, UpgradePolicy,
 };
-use crate::track::View;
+use crate::snapshot::RowId;
+use crate::track::{Query, View};
 
 /// Build a cluster.
 pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
@@ -90,6 +89,51 @@ fn subset(view: &View<'_>, key: &ClusterKey) -> Option<Subset> {
     view.policy(policy)?.subsets.iter().find(|s| s.name == *subset).cloned()
 }
 
+/// The endpoints that one slice gives to a service port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Chunk {
+    slice: RowId,
+    /// Name of the service port.
+    port: Arc<str>,
+    /// Labels that the workloads must carry.
+    labels: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+// === impl Chunk ===
+
+impl Query for Chunk {
+    /// Sorted, each address once; none when the slice does not serve the port.
+    type Value = Option<Vec<EndpointAddress>>;
+
+    fn run(&self, view: &View<'_>) -> Self::Value {
+        let slice = view.slice(&self.slice)?;
+        let port = slice.ports.iter().find(|p| p.name == self.port)?.number;
+        let mut out = Vec::new();
+        for endpoint in &slice.endpoints {
+            let Some(&address) = endpoint.addresses.first() else { continue };
+            if (endpoint.ready || endpoint.draining)
+                && (self.labels.is_empty()
+                    || carries(view, &slice.namespace, endpoint, &self.labels))
+            {
+                out.push(EndpointAddress { address, port, draining: !endpoint.ready });
+            }
+        }
+        merge(&mut out);
+        Some(out)
+    }
+
+    fn key(&self) -> Key {
+        Key::Chunk(self.clone())
+    }
+}
+
+/// Sort, and keep each address once. Two that disagree: ready wins, as kube-proxy has it.
+fn merge(endpoints: &mut Vec<EndpointAddress>) {
+    // Ready sorts first.
+    endpoints.sort();
+    endpoints.dedup_by_key(|e| (e.address, e.port));
+}
+
 /// Build the endpoint set of a cluster.
 pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
     let labels = match &key.part {
@@ -97,48 +141,34 @@ pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
         Some(Part::Derived(labels)) => labels.clone(),
         Some(Part::Defined { .. }) => subset(view, key).map(|s| s.labels).unwrap_or_default(),
     };
-    let mut found: BTreeMap<(IpAddr, u16), bool> = BTreeMap::new();
+    let mut endpoints = Vec::new();
     let mut origins = Origins::default();
     if let Some((id, port)) = &key.service
         && let Some(service) = view.service_by_id(id)
         && let Some(port) = service.ports.iter().find(|p| p.number == *port)
     {
         origins.push(id.origin(""));
-        for (slice_id, slice) in view.slices(&service) {
-            let serves = slice.ports.iter().find(|p| p.name == port.name);
-            let Some(number) = serves.map(|p| p.number) else { continue };
-            origins.push(slice_id.origin(""));
-            for endpoint in &slice.endpoints {
-                let Some(address) = endpoint.addresses.first() else { continue };
-                if !(endpoint.ready || endpoint.draining)
-                    || !(labels.is_empty() || carries(view, &service, endpoint, &labels))
-                {
-                    continue;
-                }
-                // Two slices that disagree: ready wins, as kube-proxy has it.
-                let draining = found.entry((*address, number)).or_insert(true);
-                *draining &= !endpoint.ready;
+        for slice in view.slices(&service) {
+            let port = Arc::clone(&port.name);
+            let chunk = Chunk { slice: slice.clone(), port, labels: labels.clone() };
+            if let Some(chunk) = &*view.get(&chunk) {
+                origins.push(slice.origin(""));
+                endpoints.extend_from_slice(chunk);
             }
         }
     }
-    Endpoints {
-        cluster: Arc::clone(&key.name),
-        endpoints: found
-            .into_iter()
-            .map(|((address, port), draining)| EndpointAddress { address, port, draining })
-            .collect(),
-        origins,
-    }
+    merge(&mut endpoints);
+    Endpoints { cluster: Arc::clone(&key.name), endpoints, origins }
 }
 
 /// Whether the workload behind an endpoint carries these labels.
 fn carries(
     view: &View<'_>,
-    service: &Service,
+    namespace: &Arc<str>,
     endpoint: &Endpoint,
     labels: &BTreeMap<Arc<str>, Arc<str>>,
 ) -> bool {
-    let by_name = endpoint.workload.as_ref().and_then(|n| view.workload(&service.namespace, n));
+    let by_name = endpoint.workload.as_ref().and_then(|n| view.workload(namespace, n));
     let by_address = || endpoint.addresses.iter().find_map(|a| view.workload_at(*a));
     by_name.or_else(by_address).is_some_and(|workload| selects(labels, &workload.labels))
 }

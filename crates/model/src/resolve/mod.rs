@@ -5,7 +5,7 @@
 //!
 //! | level | queries | read |
 //! |---|---|---|
-//! | 0 | `Mesh`, `RulesHead`, `Carried` | rows |
+//! | 0 | `Mesh`, `RulesHead`, `Carried`, `Chunk`: the endpoints of one slice | rows |
 //! | 1 | `PolicyChain` | policies by host |
 //! | 2 | `Outcome`: what the destinations of a rule list come to | rules, services, policies |
 //! | 3 | `Group`, `Scope`, `LintRules`, `LintPolicy` | all of these |
@@ -34,6 +34,7 @@ use crate::rows::{
 use crate::snapshot::{IndexKey, RowId};
 use crate::track::{AnyValue, Fact, Query, View, rerun};
 
+pub(crate) use cluster::Chunk;
 pub(crate) use destination::{Outcome, PolicyChain};
 pub(crate) use group::{Group, GroupOf};
 pub(crate) use lint::{LintPolicy, LintRules};
@@ -121,6 +122,7 @@ pub(crate) enum Key {
     Mesh,
     RulesHead(RulesHead),
     Carried(Carried),
+    Chunk(Chunk),
     PolicyChain(PolicyChain),
     Outcome(Outcome),
     Group(GroupOf),
@@ -136,7 +138,7 @@ impl Key {
     /// A query reads only lower levels.
     pub(crate) fn level(&self) -> u8 {
         match self {
-            Self::Mesh | Self::RulesHead(_) | Self::Carried(_) => 0,
+            Self::Mesh | Self::RulesHead(_) | Self::Carried(_) | Self::Chunk(_) => 0,
             Self::PolicyChain(_) => 1,
             Self::Outcome(_) => 2,
             Self::Group(_) | Self::Scope(_) | Self::LintRules(_) | Self::LintPolicy(_) => 3,
@@ -151,6 +153,7 @@ impl Key {
             Self::Mesh => rerun(&MeshSettings, view, old),
             Self::RulesHead(query) => rerun(query, view, old),
             Self::Carried(query) => rerun(query, view, old),
+            Self::Chunk(query) => rerun(query, view, old),
             Self::PolicyChain(query) => rerun(query, view, old),
             Self::Outcome(query) => rerun(query, view, old),
             Self::Group(query) => rerun(query, view, old),
@@ -322,9 +325,15 @@ impl<'a> View<'a> {
         self.snapshot.policies.get(id).map(|(_, row)| Arc::clone(row))
     }
 
-    fn slices(&self, service: &Service) -> Vec<(RowId, Arc<EndpointSlice>)> {
+    /// Ids of the slices of a service, in order.
+    fn slices(&self, service: &Service) -> Vec<RowId> {
         let key = IndexKey::Slice(Arc::clone(&service.namespace), Arc::clone(&service.name));
-        self.bucket(&key, |s| &s.slices)
+        self.ids(&key, |s| &s.slices)
+    }
+
+    fn slice(&self, id: &RowId) -> Option<Arc<EndpointSlice>> {
+        self.note(Fact::Row(id.clone()));
+        self.snapshot.slices.get(id).map(|(_, row)| Arc::clone(row))
     }
 
     fn workload(&self, namespace: &Arc<str>, name: &Arc<str>) -> Option<Arc<Workload>> {
