@@ -13,13 +13,16 @@ use model::Severity;
 
 use crate::files::Files;
 
+/// Place, severity and text; ordered as they are printed.
+type Message = (Option<(usize, Mark)>, Severity, String);
+
 /// Print every problem of the files, in order of file and line. Returns the number of errors.
 pub(crate) fn print(files: &Files) -> usize {
     let renderer = renderer();
     let mut out = std::io::stderr().lock();
     let mut errors = 0;
     let mut lines = Lines::default();
-    let mut all: Vec<(Option<(usize, Mark)>, Severity, String)> = Vec::new();
+    let mut all: Vec<Message> = Vec::new();
     for unreadable in &files.unreadable {
         let place = Some((unreadable.file, unreadable.at));
         let title = format!("not a YAML document: {}", unreadable.message);

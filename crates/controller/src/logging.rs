@@ -4,7 +4,7 @@
 
 use std::io::IsTerminal;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -39,6 +39,17 @@ pub(crate) fn start(level: &str, format: Format) -> Result<Level> {
 }
 
 fn parse(level: &str) -> Result<EnvFilter> {
+    // A word that is no level would be taken for a module, and silence everything else.
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.iter().any(|l| l.eq_ignore_ascii_case(word));
+    let good = |part: &str| is_level(part.rsplit_once('=').map_or(part, |(_, level)| level));
+    if !level.split(',').map(str::trim).all(good) {
+        bail!(
+            "log level {level:?} is not understood; use one of {}, or levels of modules such as \
+             info,xds=debug",
+            LEVELS.join(", ")
+        );
+    }
     EnvFilter::try_new(level).map_err(|e| anyhow!("log level {level:?} is not understood: {e}"))
 }
 
@@ -53,5 +64,20 @@ impl Level {
     /// Change it.
     pub(crate) fn set(&self, level: &str) -> Result<()> {
         self.0.reload(parse(level)?).context("changing the log level")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused() {
+        for good in ["info", "DEBUG", "off", "xds=debug,info", "info, xds::session=trace"] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "verbose", "xds", "info,xds=loud", "xds=", "info,,debug"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 }

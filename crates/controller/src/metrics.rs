@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** values are read when they are asked for; nothing is counted twice.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     virtual_services: IntGauge,
     problems: IntGaugeVec,
     ready: IntGauge,
+    /// Two who ask at once would count everything twice.
+    asking: Mutex<()>,
 }
 
 static BATCH_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
@@ -108,6 +110,7 @@ impl Metrics {
                 &["severity"],
             )?,
             ready: gauge("heddle_ready", "Whether every source has synced")?,
+            asking: Mutex::default(),
         };
         let info = IntGaugeVec::new(Opts::new("pilot_info", "Version"), &["version"])?;
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -143,6 +146,7 @@ impl Metrics {
 
     /// The metrics now, in Prometheus' text format.
     pub(crate) fn text(&self) -> prometheus::Result<String> {
+        let _alone = self.asking.lock();
         self.refresh();
         let mut out = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;

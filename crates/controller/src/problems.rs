@@ -67,7 +67,9 @@ impl Rejections {
             );
             let problem = Problem::error(&origin.object, &*origin.field, Reason::Rejected, message);
             let key = (key, rejection.resource_type, Arc::clone(name));
-            changed |= self.by_stream.insert(key, problem).is_none();
+            let same = self.by_stream.get(&key) == Some(&problem);
+            self.by_stream.insert(key, problem);
+            changed |= !same;
         }
         changed
     }

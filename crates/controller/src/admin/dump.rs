@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_api::dump;
-use model::Problem;
+use model::{Origin, Problem, ir};
 use serde_json::{Map, Value, json};
 use xds::{EncodedResource, Protocol, ResourceType, StreamStatus, TypeStatus};
 
@@ -144,9 +144,26 @@ pub(super) fn config_dump(admin: &Admin, proxy: &str) -> Option<Value> {
     let origins = |resource: &EncodedResource| {
         let key: (ResourceType, Arc<str>) = (resource.resource_type(), resource.name().clone());
         let (_, ir) = offered.get(&key)?;
-        Some(ir.origins().0.iter().map(|o| json!(world.describe(o))).collect())
+        Some(origins_of(ir).map(|o| json!(world.describe(o))).collect())
     };
     Some(dump::config_dump(offered.values().map(|(encoded, _)| &**encoded), origins))
+}
+
+/// Where a resource comes from; for routes that hold their virtual hosts, these too.
+fn origins_of(resource: &ir::Resource) -> impl Iterator<Item = &Origin> {
+    let hosts = match resource {
+        ir::Resource::RouteConfiguration(ir::RouteConfiguration {
+            virtual_hosts: ir::VirtualHosts::Inline(hosts),
+            ..
+        }) => hosts.as_slice(),
+        _ => &[],
+    };
+    let own = &resource.origins().0;
+    let rules = hosts.iter().flat_map(|host| &host.origins.0).filter(|o| {
+        let same = |other: &Origin| other.object == o.object && other.field == o.field;
+        !own.iter().any(same)
+    });
+    own.iter().chain(rules)
 }
 
 /// A time such as `2026-01-31T12:00:00Z`.

@@ -5,6 +5,7 @@
 
 mod dump;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Query, Request, State};
@@ -98,13 +99,21 @@ pub(crate) fn private(admin: Admin) -> Router {
 async fn only_loopback_names(request: Request, next: Next) -> Response {
     let host =
         request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').filter(|(_, p)| p.bytes().all(|b| b.is_ascii_digit()));
-    let name = name.map_or(host, |(name, _)| name);
-    if matches!(name, "localhost" | "127.0.0.1" | "[::1]" | "") {
+    if is_loopback(host) {
         return next.run(request).await;
     }
     let message = format!("host {host:?} is not this machine's loopback; use localhost\n");
     (StatusCode::FORBIDDEN, message).into_response()
+}
+
+/// Whether a `Host` header names this machine's loopback: `localhost`, or an address of it.
+fn is_loopback(host: &str) -> bool {
+    let name = host.rsplit_once(':').filter(|(_, p)| p.bytes().all(|b| b.is_ascii_digit()));
+    let name = name.map_or(host, |(name, _)| name);
+    let address = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
+    name.is_empty()
+        || name.eq_ignore_ascii_case("localhost")
+        || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 async fn index() -> Html<String> {
@@ -156,5 +165,36 @@ async fn set_level(State(admin): State<Admin>, Query(query): Query<LevelQuery>) 
             Json(json!({ "level": admin.level.get() })).into_response()
         }
         Err(error) => (StatusCode::BAD_REQUEST, format!("{error:#}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_the_loopback_are_let_in() {
+        for good in [
+            "localhost",
+            "localhost:8080",
+            "LOCALHOST",
+            "127.0.0.1:1",
+            "127.0.0.2",
+            "[::1]:8080",
+            "[::1]",
+            "",
+        ] {
+            assert!(is_loopback(good), "{good}");
+        }
+        for bad in [
+            "example.com",
+            "localhost.example.com",
+            "10.0.0.1:8080",
+            "127.0.0.1.example.com:80",
+            "[::2]",
+            "localhost:x",
+        ] {
+            assert!(!is_loopback(bad), "{bad}");
+        }
     }
 }

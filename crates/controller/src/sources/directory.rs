@@ -4,13 +4,15 @@
 //!
 //! A file is read when its writer closes it or when it is moved into place, so a file that is
 //! being written is never seen half; a writer that does not close is read once it has paused. The
-//! folder as a whole is looked at again whenever anything but the content of files changes.
+//! folder as a whole is looked at again whenever anything but the content of files changes; when it
+//! is replaced as a whole, the new one is watched.
 //!
 //! **Invariant:** keeps what it had when it cannot read: only a file that is known to be gone
 //! takes its objects along.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +21,15 @@ use anyhow::{Context, Result, bail};
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
+use tokio::task::block_in_place;
 
 use super::files::{Files, LARGEST_FILE};
 use crate::event::Event;
 
 /// Pause after which a file that was written to but not closed is read.
 const WRITER_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after which it is looked again whether a folder that vanished is back.
+const LOST_PAUSE: Duration = Duration::from_millis(500);
 /// File events that may wait. When full, the folder is looked at as a whole instead.
 const WAITING: usize = 1024;
 
@@ -35,7 +40,9 @@ pub(crate) struct Directory {
     files: Files,
     events: mpsc::Receiver<Noticed>,
     overflow: watch::Receiver<u64>,
-    _watcher: RecommendedWatcher,
+    watcher: RecommendedWatcher,
+    /// Device and number of the folder that is watched: under its name there may be another one.
+    watched: Option<(u64, u64)>,
 }
 
 /// What the file system said.
@@ -47,12 +54,15 @@ enum Noticed {
     Writing(Vec<PathBuf>),
     /// Look at everything.
     Anything,
+    /// Look at everything, and again: what came into a new folder before it was watched was missed.
+    Folder,
 }
 
 /// Names that the next look must read.
 #[derive(Debug, Default)]
 struct Pending {
     all: bool,
+    again: bool,
     written: BTreeSet<PathBuf>,
     writing: BTreeSet<PathBuf>,
 }
@@ -79,7 +89,13 @@ impl Directory {
             None => None,
             Some(path) => {
                 let why = || format!("--mesh-config {}", path.display());
-                Some(std::path::absolute(&path).with_context(why)?)
+                let path = std::path::absolute(&path).with_context(why)?;
+                // The folder by the name under which it is watched; the file may be a link.
+                let folder = path.parent().map(std::fs::canonicalize).transpose();
+                match (folder.with_context(why)?, path.file_name()) {
+                    (Some(folder), Some(name)) => Some(folder.join(name)),
+                    _ => Some(path),
+                }
             }
         };
         if let Some(path) = &mesh_config
@@ -108,7 +124,8 @@ impl Directory {
                 .with_context(|| format!("watching {}", folder.display()))?;
         }
         let files = Files::new(Arc::from("directory"));
-        Ok(Self { root, mesh_config, files, events, overflow, _watcher: watcher })
+        let watched = identity(&root);
+        Ok(Self { root, mesh_config, files, events, overflow, watcher, watched })
     }
 
     /// Run until told to stop.
@@ -117,13 +134,14 @@ impl Directory {
         inbox: mpsc::Sender<Event>,
         mut stopped: watch::Receiver<bool>,
     ) -> Result<()> {
-        self.look();
+        // Reading and lowering may take long; other tasks of this thread move on meanwhile.
+        block_in_place(|| self.look(&BTreeSet::new()));
         if !self.say(&inbox).await || inbox.send(Event::Synced).await.is_err() {
             return Ok(());
         }
         let mut pending = Pending::default();
         loop {
-            let pause = !pending.writing.is_empty();
+            let pause = !pending.writing.is_empty() || pending.again;
             tokio::select! {
                 _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
                 changed = self.overflow.changed() => {
@@ -137,34 +155,64 @@ impl Directory {
                 () = tokio::time::sleep(WRITER_PAUSE), if pause => {
                     let paused = std::mem::take(&mut pending.writing);
                     pending.written.extend(paused.into_iter().filter(|p| has_content(p)));
+                    pending.all |= std::mem::take(&mut pending.again);
                 }
+                () = tokio::time::sleep(LOST_PAUSE), if self.watched.is_none() => pending.all = true,
             }
             while let Ok(noticed) = self.events.try_recv() {
                 pending.add(noticed);
             }
-            let Pending { all, written, .. } = &mut pending;
-            if std::mem::take(all) {
-                self.look();
-            }
-            for path in std::mem::take(written) {
-                self.read(&path);
-            }
+            pending.writing.retain(|path| self.is_ours(path));
+            block_in_place(|| self.work_off(&mut pending));
             if !self.say(&inbox).await {
                 return Ok(());
             }
         }
     }
 
+    /// Read what has to be read.
+    fn work_off(&mut self, pending: &mut Pending) {
+        if std::mem::take(&mut pending.all) {
+            self.watch_again();
+            // A file that is being written is left alone until its writer has closed it or paused.
+            self.look(&pending.writing);
+        }
+        for path in std::mem::take(&mut pending.written) {
+            self.read(&path);
+        }
+    }
+
+    /// Watch the folder that has the name now, if it is another one than before.
+    fn watch_again(&mut self) {
+        let found = identity(&self.root);
+        if found == self.watched {
+            return;
+        }
+        // The old watch may be gone with its folder.
+        let _ = self.watcher.unwatch(&self.root);
+        self.watched = found.filter(|_| {
+            let watching = self.watcher.watch(&self.root, RecursiveMode::Recursive);
+            watching.is_ok_and(|()| identity(&self.root) == found)
+        });
+        if self.watched.is_some() {
+            tracing::info!(folder = %self.root.display(), "the folder is another one now; watching it");
+        }
+    }
+
+    fn is_ours(&self, path: &Path) -> bool {
+        Some(path) == self.mesh_config.as_deref() || is_config(path, &self.root)
+    }
+
     /// Say what differs. False when nobody listens any more.
     async fn say(&mut self, inbox: &mpsc::Sender<Event>) -> bool {
-        match self.files.take_update() {
+        match block_in_place(|| self.files.take_update()) {
             Some(update) => inbox.send(Event::Source(update)).await.is_ok(),
             None => true,
         }
     }
 
-    /// Look at the whole folder.
-    fn look(&mut self) {
+    /// Look at the whole folder, but leave these files alone.
+    fn look(&mut self, writing: &BTreeSet<PathBuf>) {
         let mut found = BTreeSet::new();
         if let Err(error) = walk(&self.root, &mut found, 0) {
             // Unknown is not empty: nothing is taken away.
@@ -186,17 +234,17 @@ impl Directory {
             }
         }
         found.extend(self.mesh_config.clone());
-        for path in found {
-            self.read(&path);
+        for path in found.difference(writing) {
+            self.read(path);
         }
     }
 
     /// Read one file, if it is one of ours.
     fn read(&mut self, path: &Path) {
-        let is_mesh_config = Some(path) == self.mesh_config.as_deref();
-        if !is_mesh_config && !is_config(path, &self.root) {
+        if !self.is_ours(path) {
             return;
         }
+        let is_mesh_config = Some(path) == self.mesh_config.as_deref();
         match bytes(path) {
             Ok(bytes) => self.files.set(path, bytes, is_mesh_config),
             // A folder that cannot be listed as a whole may have lost its mount: keep everything.
@@ -217,6 +265,7 @@ impl Pending {
     fn add(&mut self, noticed: Noticed) {
         match noticed {
             Noticed::Anything => self.all = true,
+            Noticed::Folder => (self.all, self.again) = (true, true),
             Noticed::Writing(paths) => {
                 self.writing.extend(paths);
             }
@@ -243,9 +292,20 @@ fn noticed(event: notify::Result<notify::Event>) -> Option<Noticed> {
         }
         // Its writer has it open and will close it.
         EventKind::Create(CreateKind::File) => Some(Noticed::Writing(event.paths)),
+        EventKind::Create(_) => Some(Noticed::Folder),
+        // What was moved here may be a folder.
+        EventKind::Modify(ModifyKind::Name(_)) if event.paths.iter().any(|p| p.is_dir()) => {
+            Some(Noticed::Folder)
+        }
         EventKind::Modify(ModifyKind::Metadata(_)) => None,
         _ => Some(Noticed::Anything),
     }
+}
+
+/// Device and number of a folder; none when it is not there.
+fn identity(folder: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(folder).ok().filter(std::fs::Metadata::is_dir)?;
+    Some((found.dev(), found.ino()))
 }
 
 /// Whether a file that is still open has anything to read yet.

@@ -36,7 +36,8 @@ pub(super) struct Files {
 struct File {
     objects: BTreeMap<Arc<ObjectRef>, RawObject>,
     problems: Vec<FileProblem>,
-    text: Vec<u8>,
+    /// What was read last; none when nothing could be.
+    text: Option<Vec<u8>>,
     mesh_config: bool,
 }
 
@@ -56,7 +57,7 @@ impl Files {
     /// A file has these bytes now.
     pub(super) fn set(&mut self, path: &Path, bytes: Vec<u8>, mesh_config: bool) {
         let known = self.files.get(path);
-        if known.is_some_and(|f| f.text == bytes && f.mesh_config == mesh_config) {
+        if known.is_some_and(|f| f.text.as_ref() == Some(&bytes) && f.mesh_config == mesh_config) {
             return;
         }
         let (objects, problems) = self.read(path, &bytes, mesh_config);
@@ -73,17 +74,20 @@ impl Files {
                 Severity::Warning => tracing::warn!(%place, "{message}"),
             }
         }
-        self.replace(path, Some(File { objects, problems, text: bytes, mesh_config }));
+        self.replace(path, Some(File { objects, problems, text: Some(bytes), mesh_config }));
     }
 
     /// A file could not be read; it keeps what it gave.
     pub(super) fn fail(&mut self, path: &Path, why: &str) {
-        tracing::error!(file = %path.display(), "{why}");
-        let problem = problem(path, Mark::default(), Severity::Error, why);
+        let problems = vec![problem(path, Mark::default(), Severity::Error, why)];
         let file = self.files.entry(path.to_owned()).or_default();
-        file.problems = vec![problem];
         // Whatever can be read next is news, even the same bytes.
-        file.text = Vec::new();
+        file.text = None;
+        if file.problems == problems {
+            return;
+        }
+        tracing::error!(file = %path.display(), "{why}");
+        file.problems = problems;
         self.problems_dirty = true;
     }
 
@@ -212,14 +216,14 @@ impl Files {
         let mut problems: Vec<FileProblem> = read
             .problems
             .into_iter()
-            .map(|located| FileProblem {
-                object: Some(Arc::clone(&located.problem.object)),
-                ..problem(
-                    path,
-                    located.at,
-                    located.problem.severity,
-                    &format!("{}: {}", located.problem.object, located.problem.message),
-                )
+            .map(|located| {
+                let model::Problem { object, field, severity, message, .. } = located.problem;
+                let space = if field.is_empty() { "" } else { " " };
+                let message = format!("{object}{space}{field}: {message}");
+                FileProblem {
+                    object: Some(object),
+                    ..problem(path, located.at, severity, &message)
+                }
             })
             .collect();
         let unreadable = !read.syntax.is_empty();
@@ -302,6 +306,18 @@ mod tests {
         files.remove(Path::new("a.yaml"));
         let update = files.take_update().expect("changed");
         assert_eq!(update.objects[0].1.as_ref().expect("there").file, Path::new("b.yaml"));
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_and_now_can_is_news_even_when_it_is_empty() {
+        let mut files = files();
+        files.set(Path::new("a.yaml"), Vec::new(), false);
+        files.fail(Path::new("a.yaml"), "no permission");
+        assert_eq!(files.take_update().and_then(|u| u.files).map(|f| f.len()), Some(1));
+        files.fail(Path::new("a.yaml"), "no permission");
+        assert!(files.take_update().is_none(), "said once");
+        files.set(Path::new("a.yaml"), Vec::new(), false);
+        assert_eq!(files.take_update().and_then(|u| u.files).map(|f| f.len()), Some(0));
     }
 
     #[test]
