@@ -6,7 +6,7 @@ CACHE := $(or $(HEDDLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heddle)
 DENY_VERSION := 0.20.2
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build test lint demo bench
+.PHONY: help build test lint demo bench envoy mutants
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -32,7 +32,13 @@ demo: ## Watch a canary split move through a real Envoy while its YAML is edited
 	$(CARGO) build --workspace --bins --locked && \
 	exec "$(TARGET)/debug/demo"
 
-bench: ## Measure start, latency and bytes with a real Envoy
+bench: ## Measure the engine alone, and start, latency and bytes with a real Envoy
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
-	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench --bin leash && \
-	exec "$(TARGET)/release/bench"
+	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench --bin bench_engine --bin leash && \
+	"$(TARGET)/release/bench_engine" && exec "$(TARGET)/release/bench"
+
+mutants: ## Break the code in one place at a time and see that a test notices (minutes)
+	tests/scripts/mutants
+
+envoy: ## Fetch the stock Envoy that tests use, and print its path
+	@tests/scripts/fetch-envoy
