@@ -2,8 +2,8 @@
 //!
 //! In: an object as it was read. Out: problems.
 //!
-//! **Invariant:** nothing is ignored in silence: a field that is written twice, a label that is no
-//! text, a top-level field that does not exist each give a problem.
+//! **Invariant:** nothing is ignored in silence: a field that is written twice, a merge key, a
+//! label that is no text, a top-level field that does not exist each give a problem.
 
 use std::sync::Arc;
 
@@ -68,14 +68,17 @@ pub(crate) fn check(raw: &RawObject, known: &Known) -> Vec<Problem> {
     problems
 }
 
-/// Fields that are written twice. The schema of a `spec` finds those below it itself.
+/// Fields that are written twice, and merge keys. The schema of a `spec` finds those below it itself.
 fn duplicates(raw: &RawObject, path: &str, node: &Node, has_schema: bool, out: &mut Vec<Problem>) {
     match &node.value {
         Value::Map(entries) => {
             for entry in entries {
                 let dot = if path.is_empty() { "" } else { "." };
                 let field = format!("{path}{dot}{}", entry.key);
-                if entry.duplicate {
+                if entry.key == "<<" {
+                    let message = "merge keys are not supported; write the fields out";
+                    out.push(Problem::error(&raw.owner, field, Reason::NotSupported, message));
+                } else if entry.duplicate {
                     let message = "stands here a second time; the first is in force, remove one";
                     out.push(Problem::error(&raw.owner, field, Reason::Duplicate, message));
                 } else if !(has_schema && field == "spec") {

@@ -2,7 +2,7 @@
 
 use model::Reason;
 
-use super::{faults, istio, lower, read};
+use super::{faults, istio, lower, object, read};
 
 #[test]
 fn given_any_version_of_the_api_then_the_rows_are_equal() {
@@ -151,4 +151,18 @@ fn given_a_mistyped_top_level_field_then_it_is_named() {
     assert!(rows.is_empty());
     assert_eq!(faults(&problems), [("sepc", Reason::UnknownField), ("spec", Reason::Required)]);
     assert!(problems[0].message.contains("`spec`"), "{problems:?}");
+}
+
+#[test]
+fn given_a_merge_key_then_it_is_said_that_it_has_no_effect() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: &l {app: a}}\nspec: {selector: \
+                {<<: *l, b: c}, ports: []}\n";
+    let problems = config::lower(object(text)).1;
+    assert!(
+        faults(&problems).contains(&("spec.selector.<<", Reason::NotSupported)),
+        "{problems:?}"
+    );
+    let spec = "{host: a, trafficPolicy: {<<: {loadBalancer: {simple: RANDOM}}}}";
+    let (_, problems) = lower(&istio("DestinationRule", spec));
+    assert_eq!(faults(&problems), [("spec.trafficPolicy.<<", Reason::UnknownField)]);
 }
