@@ -6,6 +6,8 @@
 //!
 //! **Invariant:** every edit is new content, checked to give the bytes it must; the median of many.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool")]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
