@@ -43,14 +43,16 @@ fn parse(level: &str) -> Result<EnvFilter> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |word: &str| LEVELS.iter().any(|l| l.eq_ignore_ascii_case(word));
     let good = |part: &str| is_level(part.rsplit_once('=').map_or(part, |(_, level)| level));
-    if !level.split(',').map(str::trim).all(good) {
+    let parts: Vec<&str> = level.split(',').map(str::trim).collect();
+    if !parts.iter().copied().all(good) {
         bail!(
             "log level {level:?} is not understood; use one of {}, or levels of modules such as \
              info,xds=debug",
             LEVELS.join(", ")
         );
     }
-    EnvFilter::try_new(level).map_err(|e| anyhow!("log level {level:?} is not understood: {e}"))
+    EnvFilter::try_new(parts.join(","))
+        .map_err(|e| anyhow!("log level {level:?} is not understood: {e}"))
 }
 
 // === impl Level ===
