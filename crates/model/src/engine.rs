@@ -22,7 +22,7 @@ use crate::problem::Problem;
 use crate::proxy::Proxy;
 use crate::resolve::{Group, GroupOf, Key, LintPolicy, LintRules, RowKey, Scope};
 use crate::snapshot::{Change, RowId, Snapshot};
-use crate::track::{Graph, Query};
+use crate::track::{Graph, Query, Ran};
 
 /// Names a connected proxy: one stream, one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +58,8 @@ pub struct Update {
     pub scopes: Vec<(ScopeId, Option<Arc<BTreeSet<ResourceId>>>)>,
     /// Proxies and the scope they have from now on.
     pub assigned: Vec<(ProxyKey, ScopeId)>,
+    /// Queries that ran again, in order.
+    pub ran: Vec<Ran>,
 }
 
 /// The engine; one writer.
@@ -102,7 +104,9 @@ impl Engine {
         let facts = self.snapshot.apply(changes);
         let mut update = Update { touched: !facts.rows.is_empty(), ..Update::default() };
         let rows: Vec<RowId> = facts.rows.iter().cloned().collect();
-        let changed = self.graph.propagate(&self.snapshot, facts);
+        update.ran = self.graph.propagate(&self.snapshot, facts);
+        let changed: Vec<Key> =
+            update.ran.iter().filter(|r| r.differs).map(|r| r.key.clone()).collect();
         self.lint(&rows, &changed);
         for key in disconnected {
             self.disconnect(key, &mut update);

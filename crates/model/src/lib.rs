@@ -27,3 +27,4 @@ pub use problem::{Problem, Reason, Severity};
 pub use proxy::{BadNodeId, Capabilities, EnvoyVersion, Proxy, Role};
 pub use resolve::RowKey;
 pub use snapshot::{Change, Row, RowId, Snapshot};
+pub use track::Ran;

@@ -21,6 +21,7 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use foldhash::{HashMap, HashSet};
@@ -62,6 +63,14 @@ struct Node {
     reads: HashSet<Fact>,
 }
 
+/// A query that ran again.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    pub(crate) key: Key,
+    /// Whether its value is another one; if not, who read it was left alone.
+    pub differs: bool,
+}
+
 /// Values and who read what.
 #[derive(Default)]
 pub(crate) struct Graph {
@@ -81,6 +90,14 @@ pub(crate) struct View<'a> {
     graph: &'a Graph,
     level: u8,
     reads: RefCell<HashSet<Fact>>,
+}
+
+// === impl Ran ===
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.key)
+    }
 }
 
 // === impl View ===
@@ -127,14 +144,15 @@ impl Graph {
         }
     }
 
-    /// Run again what read a fact that differs. Returns the keys whose value differs now.
-    pub(crate) fn propagate(&self, snapshot: &Snapshot, facts: Facts) -> Vec<Key> {
+    /// Run again what read a fact that differs. Returns what ran, in order, and whether its value
+    /// differs now.
+    pub(crate) fn propagate(&self, snapshot: &Snapshot, facts: Facts) -> Vec<Ran> {
         let mut due: BTreeSet<(u8, NodeId)> = BTreeSet::new();
         let rows = facts.rows.into_iter().map(Fact::Row);
         for fact in rows.chain(facts.members.into_iter().map(Fact::Members)) {
             self.queue_readers(&fact, &mut due);
         }
-        let mut changed = Vec::new();
+        let mut ran = Vec::new();
         while let Some((level, id)) = due.pop_first() {
             let found = self.nodes.borrow().get(&id).map(|n| (n.key.clone(), n.value.clone()));
             let Some((key, old)) = found else { continue };
@@ -146,10 +164,10 @@ impl Graph {
             }
             if differs {
                 self.queue_readers(&Fact::Value(id), &mut due);
-                changed.push(key);
             }
+            ran.push(Ran { key, differs });
         }
-        changed
+        ran
     }
 
     /// Forget what nobody reads or wants.

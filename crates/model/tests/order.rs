@@ -1,7 +1,9 @@
 //! Whatever the history, the same objects give the same output.
 //!
 //! Random batches of changes to a small world, then the same final objects all at once, in another
-//! order: resources, problems and what streams are told must be equal.
+//! order: resources, problems and what streams are told must be equal. `PROPTEST_CASES` asks for
+//! more histories.
+#![allow(clippy::expect_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -171,11 +173,6 @@ fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
     ]
 }
 
-/// Random histories per property; `CASES` asks for more.
-fn cases() -> u32 {
-    std::env::var("CASES").ok().and_then(|c| c.parse().ok()).unwrap_or(300)
-}
-
 type Step = ((Arc<ObjectRef>, Row), bool);
 
 fn proxies() -> Vec<(ProxyKey, Proxy)> {
@@ -230,8 +227,6 @@ impl Mirror {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
-
     #[test]
     fn any_history_of_the_same_objects_gives_the_same_output(
         batches in proptest::collection::vec(

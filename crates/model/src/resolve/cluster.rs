@@ -5,6 +5,7 @@
 //! **Invariant:** an endpoint appears once, whatever slices name it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use super::{ClusterKey, Key, Part, selects};
@@ -124,6 +125,16 @@ impl Query for Chunk {
 
     fn key(&self) -> Key {
         Key::Chunk(self.clone())
+    }
+}
+
+impl fmt::Display for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} for port {:?}", self.slice.object, self.port)?;
+        if !self.labels.is_empty() {
+            write!(f, " labelled {:?}", self.labels)?;
+        }
+        Ok(())
     }
 }
 

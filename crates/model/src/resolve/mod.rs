@@ -24,6 +24,7 @@ mod rules;
 mod virtual_host;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -161,6 +162,42 @@ impl Key {
             Self::LintRules(query) => rerun(query, view, old),
             Self::LintPolicy(query) => rerun(query, view, old),
             Self::Row(query) => rerun(query, view, old),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mesh => write!(f, "mesh settings"),
+            Self::RulesHead(q) => write!(f, "hosts and gateways of {}", q.0.object),
+            Self::Carried(q) => write!(f, "workloads of {} labelled {:?}", q.namespace, q.labels),
+            Self::Chunk(q) => write!(f, "endpoints of {q}"),
+            Self::PolicyChain(q) => write!(f, "policies of {} for {}", q.host, q.client),
+            Self::Outcome(q) => {
+                write!(f, "destinations of {} for {}", q.rules.object, q.client)
+            }
+            Self::Group(q) => write!(f, "group of {}", q.0.id),
+            Self::Scope(q) => write!(f, "scope of {:?}s in {}", q.0.role, q.0.namespace),
+            Self::LintRules(q) => write!(f, "problems of {}", q.0.object),
+            Self::LintPolicy(q) => write!(f, "problems of {}", q.0.object),
+            Self::Row(row) => write!(f, "{row}"),
+        }
+    }
+}
+
+impl fmt::Display for RowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listener { bind, port, .. } => {
+                write!(f, "listener {}", crate::names::gateway_listener(*bind, *port))
+            }
+            Self::RouteConfiguration { name, .. } => write!(f, "route configuration {name}"),
+            Self::VirtualHost { route_config, domain, .. } => {
+                write!(f, "virtual host {}", crate::names::virtual_host(route_config, domain))
+            }
+            Self::Cluster(key) => write!(f, "cluster {}", key.name),
+            Self::Endpoints(key) => write!(f, "endpoint set {}", key.name),
         }
     }
 }
