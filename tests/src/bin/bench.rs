@@ -51,6 +51,8 @@ struct Edited {
     bytes: Vec<u64>,
     /// Of one request.
     request: Vec<Duration>,
+    /// Mean time that the controller's loop spent on a batch.
+    batch: Duration,
 }
 
 fn main() -> ExitCode {
@@ -78,7 +80,8 @@ async fn bench() -> Result<bool> {
     let mut notified = notification()?;
     let notified = percentile(&mut notified, 50);
     for services in [100, 1000] {
-        let Edited { mut answered, mut bytes, mut request } = edits(&envoy, services).await?;
+        let Edited { mut answered, mut bytes, mut request, batch } =
+            edits(&envoy, services).await?;
         let p50 = percentile(&mut answered, 50);
         lines.push(Line {
             what: format!("edit to new weight answered, {services} hosts"),
@@ -90,9 +93,10 @@ async fn bench() -> Result<bool> {
             bar: if services == 100 { "p50 <= 20 ms" } else { "" },
             met: (services == 100).then_some(p50 <= Duration::from_millis(20)),
             floor: format!(
-                "write, notice, read {}; a request {}",
+                "write, notice, read {}; a request {}; of it the controller's loop {}",
                 milliseconds(notified),
-                milliseconds(percentile(&mut request, 50))
+                milliseconds(percentile(&mut request, 50)),
+                milliseconds(batch)
             ),
         });
         if services == 1000 {
@@ -244,7 +248,13 @@ async fn edits(envoy: &Path, services: usize) -> Result<Edited> {
     let (host, file) = (Mesh::host(index), directory.join(Mesh::rules_file(index)));
     let mut client = Client::new(mesh.gateway);
     answered_by(&mut client, &host, "v1").await?;
-    let mut edited = Edited { answered: Vec::new(), bytes: Vec::new(), request: Vec::new() };
+    let mut edited = Edited {
+        answered: Vec::new(),
+        bytes: Vec::new(),
+        request: Vec::new(),
+        batch: Duration::ZERO,
+    };
+    let (seconds, batches) = batches(&controller).await?;
     for round in 0..EDITS {
         let (name, weights) = if round % 2 == 0 { ("v2", [0, 100]) } else { ("v1", [100, 0]) };
         let state = controller.synced(GATEWAY_NODE, 0).await?;
@@ -260,9 +270,24 @@ async fn edits(envoy: &Path, services: usize) -> Result<Edited> {
         let after = proxy.stat("cluster.xds-grpc.upstream_cx_rx_bytes_total").await?;
         edited.bytes.push(after - bytes);
     }
+    let (seconds_after, batches_after) = self::batches(&controller).await?;
+    let mean = (seconds_after - seconds) / (batches_after - batches).max(1.0);
+    edited.batch = Duration::from_secs_f64(mean);
     drop(proxy);
     controller.stop()?;
     Ok(edited)
+}
+
+/// Seconds that the controller's loop spent on batches, and their number.
+async fn batches(controller: &Controller) -> Result<(f64, f64)> {
+    let host = controller.http.to_string();
+    let answer = Client::new(controller.http).get(&host, "/metrics").await?;
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).with_context(|| format!("no metric {name}"))
+    };
+    Ok((value("heddle_batch_seconds_sum")?, value("heddle_batch_seconds_count")?))
 }
 
 /// Ask until this backend answers.
