@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** closed: what is not here cannot change what proxies are sent.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -28,6 +29,33 @@ pub(crate) enum Event {
     Disconnected(ProxyKey),
     /// A proxy rejected something, or a wait ended by its limit.
     Stream(xds::Event),
+}
+
+// === impl Event ===
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(update) => {
+                write!(f, "read:")?;
+                for (change, _) in update.objects.iter().take(20) {
+                    let gone = if change.rows.is_empty() { " (gone or refused)" } else { "" };
+                    write!(f, " {}{gone}", change.owner)?;
+                }
+                match update.objects.len() {
+                    0 => write!(f, " no object"),
+                    n if n > 20 => write!(f, " and {} more", n - 20),
+                    _ => Ok(()),
+                }
+            }
+            Self::Synced => write!(f, "source is synced"),
+            Self::Connected { key, proxy, .. } => {
+                write!(f, "stream {} of {} connected", key.0, proxy.id)
+            }
+            Self::Disconnected(key) => write!(f, "stream {} ended", key.0),
+            Self::Stream(event) => write!(f, "stream {} said something", event.stream.0),
+        }
+    }
 }
 
 /// What a source read since it last spoke.

@@ -12,6 +12,7 @@ mod metrics;
 mod pipeline;
 mod problems;
 mod publish;
+mod pushes;
 mod serve;
 mod settings;
 mod sources;
@@ -77,7 +78,7 @@ async fn run(settings: Settings) -> Result<()> {
     let source = sources::directory::Directory::open(settings.source, settings.mesh_config)?;
     tasks.spawn(source.run(inbox.clone(), stopped.clone()));
     let connector = Arc::new(StreamConnector::new(inbox.clone(), Arc::clone(&shared)));
-    let pipeline = Pipeline::new(Arc::clone(&shared));
+    let pipeline = Pipeline::new(Arc::clone(&shared), settings.verify_engine);
     tasks.spawn(pipeline.run(events, stopped.clone()));
     listeners.spawn(&mut tasks, connector, inbox, &shared, level, &stopped)?;
 

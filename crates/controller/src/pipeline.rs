@@ -12,17 +12,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
 use model::{Batch, Engine, ObjectRef, ProxyKey, Update};
 use tokio::sync::{mpsc, watch};
-use xds::ScopeId;
+use xds::{ScopeId, StreamId};
 
 use crate::event::{Event, FileProblem, SourceObject, SourceUpdate};
 use crate::metrics;
 use crate::problems::Rejections;
 use crate::publish::Offer;
+use crate::pushes::{Push, Pushes};
 use crate::world::{Offered, Shared, World};
 
 /// Events taken into one batch at most, so that a storm is published now and then.
@@ -37,6 +38,8 @@ pub(crate) struct Pipeline {
     files: Arc<Vec<FileProblem>>,
     streams: BTreeMap<ProxyKey, Stream>,
     rejections: Rejections,
+    pushes: Pushes,
+    verify: bool,
     synced: bool,
 }
 
@@ -52,13 +55,19 @@ struct Gathered {
     synced: bool,
     sources: bool,
     streams: Vec<xds::Event>,
+    events: Vec<String>,
+}
+
+/// The first events of a batch, in words.
+fn described(events: &[Event]) -> Vec<String> {
+    events.iter().take(Push::LINES).map(ToString::to_string).collect()
 }
 
 // === impl Pipeline ===
 
 impl Pipeline {
     /// A loop without objects and streams.
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, verify: bool) -> Self {
         Self {
             shared,
             engine: Engine::new(),
@@ -67,6 +76,8 @@ impl Pipeline {
             files: Arc::default(),
             streams: BTreeMap::new(),
             rejections: Rejections::default(),
+            pushes: Pushes::default(),
+            verify,
             synced: false,
         }
     }
@@ -89,13 +100,13 @@ impl Pipeline {
 
     /// Handle a batch.
     fn handle(&mut self, events: &mut Vec<Event>) {
-        let started = Instant::now();
+        let (at, started) = (SystemTime::now(), Instant::now());
         let count = events.len();
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered { events: described(events), ..Gathered::default() };
         for event in events.drain(..) {
             self.gather(event, &mut gathered);
         }
-        let Gathered { mut batch, synced, sources, streams } = gathered;
+        let Gathered { mut batch, synced, sources, streams, events } = gathered;
         // Streams whose end did not fit into the inbox.
         let closed = self.streams.iter().filter(|(_, s)| s.tell.is_closed()).map(|(k, _)| *k);
         batch.disconnected.extend(closed.collect::<Vec<_>>());
@@ -105,9 +116,14 @@ impl Pipeline {
             rejections |= self.rejections.forget_stream(*key);
         }
         let update = self.engine.apply(batch);
+        if self.verify {
+            for difference in self.engine.verify() {
+                tracing::error!("the engine differs from a fresh one: {difference}");
+            }
+        }
         let first = synced && !self.synced;
         self.synced |= synced;
-        let resources = self.offer.apply(&update);
+        let (resources, scopes) = self.offer.apply(&update);
         for (resource_type, name) in &resources {
             self.rejections.forget_resource(*resource_type, name);
         }
@@ -121,15 +137,36 @@ impl Pipeline {
             self.shared.publisher.publish(self.offer.publication());
         }
         self.assign(&update);
-        let changed = first || sources || update.touched || !update.scopes.is_empty();
-        if changed || !update.resources.is_empty() || rejections {
-            self.shared.world.store(Arc::new(self.world()));
-        }
+        let took = started.elapsed();
+        let woken = scopes.iter().map(|scope| (*scope, self.streams_of(*scope))).collect();
+        self.pushes.add(Push {
+            revision: self.offer.revision(),
+            at,
+            took,
+            events,
+            touched: update.touched,
+            ran: Push::lines(&update.ran),
+            ran_count: update.ran.len(),
+            resources: Push::first(&resources),
+            resource_count: resources.len(),
+            woken,
+        });
+        let differs = first
+            || sources
+            || rejections
+            || update.touched
+            || !update.scopes.is_empty()
+            || !update.resources.is_empty();
+        let world = if differs {
+            self.world()
+        } else {
+            World { pushes: self.pushes.clone(), ..(**self.shared.world.load()).clone() }
+        };
+        self.shared.world.store(Arc::new(world));
         if first {
             self.shared.ready.send_replace(true);
             tracing::info!(objects = self.objects.len(), "sources are synced; serving");
         }
-        let took = started.elapsed();
         metrics::batch(took, count);
         tracing::debug!(events = count, resources = resources.len(), ?took, "batch");
     }
@@ -180,6 +217,11 @@ impl Pipeline {
         }
     }
 
+    fn streams_of(&self, scope: ScopeId) -> Vec<StreamId> {
+        let streams = self.streams.iter().filter(|(_, stream)| stream.scope == Some(scope));
+        streams.map(|(key, _)| StreamId(key.0)).collect()
+    }
+
     fn note(&mut self, event: &xds::Event) -> bool {
         let stream = self.streams.get(&ProxyKey(event.stream.0));
         let world = self.shared.world.load();
@@ -207,6 +249,7 @@ impl Pipeline {
             objects: Arc::clone(&self.objects),
             files: Arc::clone(&self.files),
             problems: Arc::new(problems),
+            pushes: self.pushes.clone(),
             scopes: scopes.collect(),
         }
     }

@@ -36,8 +36,9 @@ type Id = (ResourceType, Arc<str>);
 // === impl Offer ===
 
 impl Offer {
-    /// Take over an update. Returns the names of resources whose content differs.
-    pub(crate) fn apply(&mut self, update: &Update) -> Vec<Id> {
+    /// Take over an update. Returns the names of resources whose content differs, and the scopes
+    /// whose view does.
+    pub(crate) fn apply(&mut self, update: &Update) -> (Vec<Id>, Vec<ScopeId>) {
         let mut changed = Vec::new();
         let mut gone = BTreeMap::new();
         for (id, resource) in &update.resources {
@@ -71,10 +72,11 @@ impl Offer {
                 }
             }
         }
+        let scopes = edits.keys().copied().collect();
         for (id, members) in edits {
             self.edit(id, members, &differing, &gone);
         }
-        changed
+        (changed, scopes)
     }
 
     fn encode(&mut self, id: ResourceId, resource: &Arc<ir::Resource>) -> Option<Id> {

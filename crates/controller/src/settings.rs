@@ -44,6 +44,9 @@ pub(crate) struct Args {
         value_name = "IP:PORT"
     )]
     admin_address: SocketAddr,
+    /// After each batch, compute everything anew and log what differs: slow, to find faults
+    #[arg(long, env = "HEDDLE_VERIFY_ENGINE")]
+    verify_engine: bool,
     /// Log level, or levels per module: info, debug, xds=debug,info; changeable while running
     #[arg(long, env = "HEDDLE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
     log_level: String,
@@ -60,6 +63,7 @@ pub(crate) struct Settings {
     pub(crate) xds_address: SocketAddr,
     pub(crate) http_address: SocketAddr,
     pub(crate) admin_address: SocketAddr,
+    pub(crate) verify_engine: bool,
     pub(crate) log_level: String,
     pub(crate) log_format: Format,
 }
@@ -75,6 +79,7 @@ impl Settings {
             xds_address,
             http_address,
             admin_address,
+            verify_engine,
             log_level,
             log_format,
         } = args;
@@ -93,6 +98,7 @@ impl Settings {
             xds_address,
             http_address,
             admin_address,
+            verify_engine,
             log_level,
             log_format,
         })

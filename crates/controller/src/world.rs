@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use xds::{EncodedResource, Publisher, ResourceType, ScopeId};
 
 use crate::event::{FileProblem, SourceObject};
+use crate::pushes::Pushes;
 
 /// The published values.
 pub(crate) struct Shared {
@@ -37,6 +38,8 @@ pub(crate) struct World {
     pub(crate) files: Arc<Vec<FileProblem>>,
     /// What is wrong between objects, with what was made of them, and what proxies rejected.
     pub(crate) problems: Arc<BTreeSet<Problem>>,
+    /// The last batches.
+    pub(crate) pushes: Pushes,
     /// Resources of every scope.
     pub(crate) scopes: BTreeMap<ScopeId, Arc<Offered>>,
 }

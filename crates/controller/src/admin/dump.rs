@@ -13,6 +13,7 @@ use xds::{EncodedResource, Protocol, ResourceType, StreamStatus, TypeStatus};
 
 use super::Admin;
 use crate::event::FileProblem;
+use crate::pushes::Push;
 use crate::world::{Offered, World};
 
 /// Every stream and the state of its types.
@@ -132,6 +133,33 @@ fn of_file(problem: &FileProblem) -> Value {
         "severity": problem.severity,
         "message": problem.message,
     })
+}
+
+/// The last batches, newest first.
+pub(super) fn pushz(world: &World) -> Value {
+    let one = |push: &Arc<Push>| {
+        let ran = push.ran.iter().map(|(query, differs)| {
+            json!({ "query": query, "outcome": if *differs { "differs" } else { "equal" } })
+        });
+        let resources = push.resources.iter().map(|(t, name)| format!("{t} {name}"));
+        let woken = push.woken.iter().map(|(scope, streams)| {
+            let streams: Vec<u64> = streams.iter().map(|s| s.0).collect();
+            json!({ "scope": scope.0, "streams": streams })
+        });
+        json!({
+            "revision": push.revision,
+            "time": rfc3339(push.at),
+            "tookMicroseconds": u64::try_from(push.took.as_micros()).unwrap_or(u64::MAX),
+            "events": push.events,
+            "outcome": push.outcome(),
+            "ranCount": push.ran_count,
+            "ran": ran.collect::<Vec<_>>(),
+            "resourceCount": push.resource_count,
+            "resources": resources.collect::<Vec<_>>(),
+            "woken": woken.collect::<Vec<_>>(),
+        })
+    };
+    Value::Array(world.pushes.newest_first().map(one).collect())
 }
 
 /// What a proxy is offered; none when it is not connected. Of two streams of one proxy, the newer.

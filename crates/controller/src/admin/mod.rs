@@ -41,10 +41,14 @@ struct LevelQuery {
     level: Option<String>,
 }
 
-const PAGES: [(&str, &str); 4] = [
+const PAGES: [(&str, &str); 5] = [
     ("/debug/syncz", "connected proxies: per type what was sent, accepted, rejected"),
     ("/debug/configz", "accepted objects and what is wrong with them"),
     ("/debug/config_dump?proxyID=", "what a proxy is offered, in the shape of Envoy's own dump"),
+    (
+        "/debug/pushz",
+        "the last batches: what came in, what ran again, what differed, who was woken",
+    ),
     ("/debug/logging", "log level; POST /debug/logging?level=debug changes it"),
 ];
 
@@ -89,6 +93,7 @@ pub(crate) fn private(admin: Admin) -> Router {
         .route("/debug/syncz", get(syncz))
         .route("/debug/configz", get(configz))
         .route("/debug/config_dump", get(config_dump))
+        .route("/debug/pushz", get(pushz))
         .route("/debug/logging", get(level).post(set_level))
         .layer(from_fn(only_loopback_names))
         .with_state(admin)
@@ -134,6 +139,10 @@ async fn syncz(State(admin): State<Admin>) -> Json<Value> {
 
 async fn configz(State(admin): State<Admin>) -> Json<Value> {
     Json(dump::configz(&admin.shared.world.load()))
+}
+
+async fn pushz(State(admin): State<Admin>) -> Json<Value> {
+    Json(dump::pushz(&admin.shared.world.load()))
 }
 
 async fn config_dump(State(admin): State<Admin>, Query(query): Query<ProxyQuery>) -> Response {

@@ -278,3 +278,43 @@ async fn given_open_streams_when_it_is_told_to_stop_then_it_ends_soon_with_0() {
     assert_eq!(controller.guard.wait().code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }
+
+/// The newest batch of `/debug/pushz` in which an object was read.
+fn newest_read(controller: &Controller) -> Value {
+    let (status, text) = controller.debug("/debug/pushz");
+    assert_eq!(status, 200);
+    let pushes: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+    let read = |push: &Value| push["events"].to_string().contains("read: ");
+    pushes.into_iter().find(read).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn given_edits_then_pushz_says_what_ran_and_why_a_stream_was_woken_or_not() {
+    let folder = Folder::with("mesh.yaml", MESH);
+    let controller = Controller::start(folder.path(), &["--verify-engine"]);
+    until("readiness", || (controller.public("/readyz").0 == 200).then_some(()));
+    let mut proxy = Proxy::connect(&controller, node(ID, 40)).await;
+    proxy.next().await;
+    let after = |outcome: &'static str| {
+        until(outcome, || {
+            let push = newest_read(&controller);
+            push["outcome"].as_str().is_some_and(|o| o.starts_with(outcome)).then_some(push)
+        })
+    };
+    let edited = |from: &str, to: &str| folder.write("mesh.yaml", MESH.replace(from, to));
+    edited("RANDOM", "ROUND_ROBIN");
+    let push = after("resources differ; the streams");
+    assert_eq!(push["resources"].as_array().map(Vec::len), Some(1), "{push:#}");
+    let cluster = format!("cluster {CLUSTER}");
+    let ran = push["ran"].as_array().cloned().unwrap_or_default();
+    let outcome = |query: &str| {
+        let found = ran.iter().find(|r| r["query"].as_str().is_some_and(|q| q.contains(query)));
+        found.map(|r| r["outcome"].clone()).unwrap_or_default()
+    };
+    assert_eq!(outcome(&cluster), "differs", "{push:#}");
+    assert_eq!(outcome("destinations of VirtualService edge/shop"), "equal", "{push:#}");
+    assert_eq!(push["woken"][0]["streams"].as_array().map(Vec::len), Some(1), "{push:#}");
+    edited("RANDOM", "ROUND_ROBIN # a remark");
+    after("nothing differs");
+    assert!(!controller.guard.log().contains("differs from a fresh one"));
+}
