@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
-use model::{Batch, Engine, ObjectRef, ProxyKey, Update};
+use model::{Batch, Engine, ObjectRef, ProxyKey, Severity, Update};
 use tokio::sync::{mpsc, watch};
 use xds::{ScopeId, StreamId};
 
@@ -158,7 +158,9 @@ impl Pipeline {
             || !update.scopes.is_empty()
             || !update.resources.is_empty();
         let world = if differs {
-            self.world()
+            let world = self.world();
+            self.log_new_problems(&world);
+            world
         } else {
             World { pushes: self.pushes.clone(), ..(**self.shared.world.load()).clone() }
         };
@@ -227,6 +229,22 @@ impl Pipeline {
         let world = self.shared.world.load();
         let offered = stream.and_then(|s| s.scope).and_then(|scope| world.scopes.get(&scope));
         self.rejections.note(event, offered.map(|o| &**o))
+    }
+
+    /// Log problems between objects that were not there before; those within objects are logged by
+    /// their source.
+    fn log_new_problems(&self, world: &World) {
+        let known = Arc::clone(&self.shared.world.load().problems);
+        for problem in world.problems.difference(&known) {
+            let object = world.objects.get(&problem.object);
+            let place = object.map_or_else(String::new, |object| {
+                format!("{}:{}", object.file.display(), object.raw.locate(&problem.field).line)
+            });
+            match problem.severity {
+                Severity::Error => tracing::error!(%place, "{problem}"),
+                Severity::Warning => tracing::warn!(%place, "{problem}"),
+            }
+        }
     }
 
     fn world(&self) -> World {

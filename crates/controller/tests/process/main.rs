@@ -17,6 +17,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -103,6 +104,7 @@ impl Folder {
 struct Guard {
     child: Child,
     log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Guard {
@@ -119,14 +121,14 @@ impl Guard {
         let log = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(child.stderr.take().expect("piped"));
         let shared = Arc::clone(&log);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 let mut log = shared.lock().expect("no panic");
                 log.push_str(&line);
                 log.push('\n');
             }
         });
-        Self { child, log }
+        Self { child, log, reader: Some(reader) }
     }
 
     fn log(&self) -> String {
@@ -139,8 +141,13 @@ impl Guard {
         assert!(sent.expect("kill runs").success());
     }
 
+    /// Wait for the end, and for everything that it said.
     fn wait(&mut self) -> ExitStatus {
-        until("the process to end", || self.child.try_wait().expect("a child"))
+        let status = until("the process to end", || self.child.try_wait().expect("a child"));
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("a reader");
+        }
+        status
     }
 }
 

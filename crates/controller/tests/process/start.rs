@@ -9,9 +9,7 @@ use super::{Controller, Folder, Guard, MESH, service, until};
 fn ends(args: &[&str]) -> (Option<i32>, String) {
     let mut guard = Guard::spawn(args);
     let code = guard.wait().code();
-    // The reader of the log may be behind.
-    let log = until("the last words", || Some(guard.log()).filter(|log| !log.is_empty()));
-    (code, log)
+    (code, guard.log())
 }
 
 #[track_caller]

@@ -76,7 +76,9 @@ pub(super) fn effective_policy(
         && let Some(row) = view.policy(id)
     {
         policy = row.policy.clone();
-        origins.push(id.origin(Arc::clone(&row.field)));
+        if policy != TrafficPolicy::default() {
+            origins.push(id.origin(Arc::clone(&row.field)));
+        }
     }
     match subset {
         Some(subset) => policy.overlaid(&subset.policy),
