@@ -24,7 +24,7 @@ use crate::metrics;
 use crate::problems::Rejections;
 use crate::publish::Offer;
 use crate::pushes::{Push, Pushes};
-use crate::world::{Offered, Shared, World};
+use crate::world::{Shared, World};
 
 /// Events taken into one batch at most, so that a storm is published now and then.
 const BATCH: usize = 4096;
@@ -227,8 +227,8 @@ impl Pipeline {
     fn note(&mut self, event: &xds::Event) -> bool {
         let stream = self.streams.get(&ProxyKey(event.stream.0));
         let world = self.shared.world.load();
-        let offered = stream.and_then(|s| s.scope).and_then(|scope| world.scopes.get(&scope));
-        self.rejections.note(event, offered.map(|o| &**o))
+        let offered = stream.and_then(|s| s.scope).and_then(|scope| world.offered(scope));
+        self.rejections.note(event, offered.as_ref())
     }
 
     /// Log problems between objects that were not there before; those within objects are logged by
@@ -248,27 +248,17 @@ impl Pipeline {
     }
 
     fn world(&self) -> World {
-        let resources: BTreeMap<_, _> = self.engine.resources().collect();
         let mut problems = self.engine.problems();
         problems.extend(self.offer.problems().cloned());
         problems.extend(self.rejections.problems());
-        let scopes = self.offer.scopes().map(|(id, members)| {
-            let offered: Offered = members
-                .filter_map(|(member, encoded)| {
-                    let ir = resources.get(&member)?;
-                    let key = (encoded.resource_type(), Arc::clone(encoded.name()));
-                    Some((key, (Arc::clone(encoded), Arc::clone(ir))))
-                })
-                .collect();
-            (id, Arc::new(offered))
-        });
         World {
             revision: self.offer.revision(),
             objects: Arc::clone(&self.objects),
             files: Arc::clone(&self.files),
             problems: Arc::new(problems),
             pushes: self.pushes.clone(),
-            scopes: scopes.collect(),
+            resources: Arc::clone(self.offer.resources()),
+            scopes: self.offer.scopes(),
         }
     }
 }

@@ -15,14 +15,21 @@ use xds::{EncodedResource, Publication, ResourceType, ScopeId, ScopeView};
 /// Everything that is offered.
 #[derive(Default)]
 pub(crate) struct Offer {
-    resources: BTreeMap<ResourceId, Encoded>,
+    resources: Arc<Resources>,
     scopes: BTreeMap<ScopeId, Scope>,
     revision: u64,
 }
 
-struct Encoded {
+/// Every resource that some scope offers.
+pub(crate) type Resources = BTreeMap<ResourceId, Encoded>;
+
+/// A resource, and what it was made of.
+#[derive(Clone)]
+pub(crate) struct Encoded {
     /// The last good form; none while there was none.
-    resource: Option<Arc<EncodedResource>>,
+    pub(crate) resource: Option<Arc<EncodedResource>>,
+    /// What it was made of, with its origins as they are now.
+    pub(crate) ir: Arc<ir::Resource>,
     problems: Vec<Problem>,
 }
 
@@ -45,11 +52,17 @@ impl Offer {
             match resource {
                 Some(resource) => changed.extend(self.encode(*id, resource)),
                 None => {
-                    if let Some(Encoded { resource: Some(old), .. }) = self.resources.remove(id) {
+                    let old = Arc::make_mut(&mut self.resources).remove(id);
+                    if let Some(Encoded { resource: Some(old), .. }) = old {
                         changed.push((old.resource_type(), Arc::clone(old.name())));
                         gone.insert(*id, old);
                     }
                 }
+            }
+        }
+        for (id, ir) in &update.refreshed {
+            if let Some(entry) = Arc::make_mut(&mut self.resources).get_mut(id) {
+                entry.ir = Arc::clone(ir);
             }
         }
         let differing: BTreeSet<ResourceId> =
@@ -81,8 +94,12 @@ impl Offer {
 
     fn encode(&mut self, id: ResourceId, resource: &Arc<ir::Resource>) -> Option<Id> {
         let (encoded, violations) = translate::encode(resource);
-        let entry =
-            self.resources.entry(id).or_insert(Encoded { resource: None, problems: Vec::new() });
+        let entry = Arc::make_mut(&mut self.resources).entry(id).or_insert_with(|| Encoded {
+            resource: None,
+            ir: Arc::clone(resource),
+            problems: Vec::new(),
+        });
+        entry.ir = Arc::clone(resource);
         entry.problems.clear();
         if violations.is_empty() {
             let key = (encoded.resource_type(), Arc::clone(encoded.name()));
@@ -146,17 +163,14 @@ impl Offer {
         self.revision
     }
 
-    /// Members and encoded form of every scope.
-    pub(crate) fn scopes(
-        &self,
-    ) -> impl Iterator<Item = (ScopeId, impl Iterator<Item = (ResourceId, &Arc<EncodedResource>)>)>
-    {
-        self.scopes.iter().map(|(id, scope)| {
-            let members = scope.members.iter().filter_map(|member| {
-                Some((*member, self.resources.get(member)?.resource.as_ref()?))
-            });
-            (*id, members)
-        })
+    /// Every resource.
+    pub(crate) fn resources(&self) -> &Arc<Resources> {
+        &self.resources
+    }
+
+    /// The members of every scope.
+    pub(crate) fn scopes(&self) -> BTreeMap<ScopeId, Arc<BTreeSet<ResourceId>>> {
+        self.scopes.iter().map(|(id, scope)| (*id, Arc::clone(&scope.members))).collect()
     }
 
     /// What was withheld and why.

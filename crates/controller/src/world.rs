@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use model::{ObjectRef, Origin, Problem, ir};
+use model::{ObjectRef, Origin, Problem, ResourceId, ir};
 use tokio::sync::watch;
 use xds::{EncodedResource, Publisher, ResourceType, ScopeId};
 
 use crate::event::{FileProblem, SourceObject};
+use crate::publish::{Encoded, Resources};
 use crate::pushes::Pushes;
 
 /// The published values.
@@ -40,8 +41,10 @@ pub(crate) struct World {
     pub(crate) problems: Arc<BTreeSet<Problem>>,
     /// The last batches.
     pub(crate) pushes: Pushes,
-    /// Resources of every scope.
-    pub(crate) scopes: BTreeMap<ScopeId, Arc<Offered>>,
+    /// Every resource that some scope offers.
+    pub(crate) resources: Arc<Resources>,
+    /// The members of every scope.
+    pub(crate) scopes: BTreeMap<ScopeId, Arc<BTreeSet<ResourceId>>>,
 }
 
 // === impl Shared ===
@@ -59,6 +62,18 @@ impl Default for Shared {
 // === impl World ===
 
 impl World {
+    /// What a scope offers; none when there is no such scope. Made when it is asked for: an edit
+    /// must not cost as much as there are resources.
+    pub(crate) fn offered(&self, scope: ScopeId) -> Option<Offered> {
+        let of_member = |member: &ResourceId| {
+            let Encoded { resource, ir, .. } = self.resources.get(member)?;
+            let resource = resource.as_ref()?;
+            let key = (resource.resource_type(), Arc::clone(resource.name()));
+            Some((key, (Arc::clone(resource), Arc::clone(ir))))
+        };
+        Some(self.scopes.get(&scope)?.iter().filter_map(of_member).collect())
+    }
+
     /// An origin in words, with file and line where they are known:
     /// `VirtualService default/reviews spec.http[0] (rules.yaml:12)`.
     pub(crate) fn describe(&self, origin: &Origin) -> String {

@@ -54,6 +54,8 @@ pub struct Update {
     pub touched: bool,
     /// Resources whose content differs; none = gone.
     pub resources: Vec<(ResourceId, Option<Arc<ir::Resource>>)>,
+    /// Resources whose content is what it was, and whose origins may be other ones.
+    pub refreshed: Vec<(ResourceId, Arc<ir::Resource>)>,
     /// Scopes whose members differ; none = gone.
     pub scopes: Vec<(ScopeId, Option<Arc<BTreeSet<ResourceId>>>)>,
     /// Proxies and the scope they have from now on.
@@ -129,11 +131,14 @@ impl Engine {
                 self.rescope(group, &mut update);
             }
         }
-        for key in &changed {
-            if let Key::Row(row) = key
-                && let Some(held) = self.rows.get(row)
-            {
-                update.resources.push((held.id, self.graph.peek(row)));
+        for Ran { key, differs } in &update.ran {
+            let Key::Row(row) = key else { continue };
+            let Some(held) = self.rows.get(row) else { continue };
+            let Some(value) = self.graph.peek(row) else { continue };
+            if *differs {
+                update.resources.push((held.id, Some(value)));
+            } else {
+                update.refreshed.push((held.id, value));
             }
         }
         self.graph.sweep();

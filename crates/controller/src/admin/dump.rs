@@ -25,12 +25,12 @@ pub(super) fn syncz(admin: &Admin) -> Value {
 }
 
 fn of_stream(admin: &Admin, world: &World, stream: &StreamStatus) -> Value {
-    let offered = stream.scope.and_then(|scope| world.scopes.get(&scope));
+    let offered = stream.scope.and_then(|scope| world.offered(scope));
     let types: Map<String, Value> = stream
         .types
         .iter()
         .map(|t| {
-            let holds_all = offered.is_none_or(|o| holds_all(admin, stream, o, t));
+            let holds_all = offered.as_ref().is_none_or(|o| holds_all(admin, stream, o, t));
             (t.resource_type.short_name().to_owned(), of_type(t, holds_all))
         })
         .collect();
@@ -167,8 +167,7 @@ pub(super) fn config_dump(admin: &Admin, proxy: &str) -> Option<Value> {
     let streams = admin.streams.list();
     let stream = streams.iter().filter(|s| &*s.node_id == proxy).max_by_key(|s| s.id)?;
     let world = admin.shared.world.load();
-    let nothing = Arc::new(Offered::new());
-    let offered = stream.scope.and_then(|scope| world.scopes.get(&scope)).unwrap_or(&nothing);
+    let offered = stream.scope.and_then(|scope| world.offered(scope)).unwrap_or_default();
     let origins = |resource: &EncodedResource| {
         let key: (ResourceType, Arc<str>) = (resource.resource_type(), resource.name().clone());
         let (_, ir) = offered.get(&key)?;
