@@ -215,6 +215,7 @@ fn is_shown(area: &str, resource_type: ResourceType) -> bool {
         "gateway" => matches!(resource_type, Listener | RouteConfiguration | VirtualHost),
         "policy" => resource_type == Cluster,
         "endpoints" => matches!(resource_type, Cluster | Endpoints),
+        "visibility" => matches!(resource_type, Cluster | VirtualHost),
         "destination" => matches!(resource_type, Cluster | Endpoints | VirtualHost),
         // Routes of older proxies stand in their RouteConfiguration.
         "inline" => resource_type == RouteConfiguration,

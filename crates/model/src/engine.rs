@@ -103,6 +103,8 @@ impl Engine {
     /// Apply a batch and say what differs.
     pub fn apply(&mut self, batch: Batch) -> Update {
         let Batch { changes, connected, disconnected } = batch;
+        // A row that one scope drops and another takes in the same batch gets a new number.
+        let first_new = self.next_resource;
         let facts = self.snapshot.apply(changes);
         let mut update = Update { touched: !facts.rows.is_empty(), ..Update::default() };
         let rows: Vec<RowId> = facts.rows.iter().cloned().collect();
@@ -133,7 +135,7 @@ impl Engine {
         }
         for Ran { key, differs } in &update.ran {
             let Key::Row(row) = key else { continue };
-            let Some(held) = self.rows.get(row) else { continue };
+            let Some(held) = self.rows.get(row).filter(|h| h.id.0 < first_new) else { continue };
             let Some(value) = self.graph.peek(row) else { continue };
             if *differs {
                 update.resources.push((held.id, Some(value)));

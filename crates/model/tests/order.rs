@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{
-    Destination, DestinationPolicy, Endpoint, EndpointSlice, Forward, Gateway, GatewayName,
-    HostPattern, HostScope, HttpAction, HttpMatch, HttpRule, LbAlgorithm, Mesh, Namespace,
-    Protocol, Rewrite, RouteRules, Server, Service, ServicePort, SlicePort, StringMatch, Subset,
-    TargetPort, TrafficPolicy, WeightedDestination, Workload,
+    DefaultVisibility, Destination, DestinationPolicy, Endpoint, EndpointSlice, Forward, Gateway,
+    GatewayName, HostPattern, HostScope, HttpAction, HttpMatch, HttpRule, LbAlgorithm, Mesh,
+    Namespace, Protocol, Rewrite, RouteRules, Server, Service, ServicePort, SlicePort, StringMatch,
+    Subset, TargetPort, TrafficPolicy, WeightedDestination, Workload,
 };
 use model::{
     Batch, Capabilities, Change, Engine, Kind, ObjectRef, Proxy, ProxyKey, ResourceId, Row, ir,
@@ -21,10 +21,14 @@ use model::{
 use proptest::prelude::*;
 
 fn owner(kind: &'static str, name: &str) -> Arc<ObjectRef> {
+    owner_in("ns", kind, name)
+}
+
+fn owner_in(namespace: &str, kind: &'static str, name: &str) -> Arc<ObjectRef> {
     Arc::new(ObjectRef {
         source: "test".into(),
         kind: Kind { name: kind.into(), group: "".into() },
-        namespace: "ns".into(),
+        namespace: namespace.into(),
         name: name.into(),
     })
 }
@@ -37,40 +41,73 @@ fn host(n: u8) -> Arc<str> {
     format!("s{n}.ns.svc.cluster.local").into()
 }
 
+/// A namespace: that of most objects, or another.
+fn namespace() -> impl Strategy<Value = &'static str> {
+    prop_oneof![3 => Just("ns"), 1 => Just("other")]
+}
+
+fn default_visibility() -> impl Strategy<Value = DefaultVisibility> {
+    let some = |own, names: &[&str]| DefaultVisibility::Only {
+        own,
+        namespaces: names.iter().map(|n| Arc::from(*n)).collect(),
+    };
+    proptest::sample::select(vec![
+        DefaultVisibility::Everyone,
+        DefaultVisibility::own(),
+        some(true, &["ns"]),
+        some(false, &["other"]),
+        some(false, &[]),
+    ])
+}
+
+/// What an object says of who sees it, if anything.
+fn visibility() -> impl Strategy<Value = Option<DefaultVisibility>> {
+    proptest::option::of(default_visibility())
+}
+
 /// One object of a small world: few names, so that changes meet each other.
 fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
     prop_oneof![
-        (0..2_u8, 0..3_u16, any::<bool>()).prop_map(|(n, port, http2)| {
-            let protocol = if http2 { Protocol::Http2 } else { Protocol::Http };
-            let row = Service {
-                host: host(n),
-                namespace: "ns".into(),
-                name: format!("s{n}").into(),
-                ports: vec![ServicePort {
-                    number: 80 + port,
-                    name: "http".into(),
-                    protocol,
-                    target: TargetPort::Number(8080),
-                }],
-                selector: labels(&[("app", &format!("s{n}"))]),
-            };
-            (owner("Service", &format!("s{n}")), Row::Service(row))
-        }),
-        (0..2_u8, 0..3_u8, 0..4_u8, any::<bool>()).prop_map(|(n, slice, last, ready)| {
-            let endpoint = |i: u8| Endpoint {
-                addresses: vec![IpAddr::from([127, 0, 0, i])],
-                ready,
-                draining: !ready,
-                workload: Some(format!("p{i}").into()),
-            };
-            let row = EndpointSlice {
-                namespace: "ns".into(),
-                service: format!("s{n}").into(),
-                ports: vec![SlicePort { name: "http".into(), number: 8080 }],
-                endpoints: (0..last).map(endpoint).collect(),
-            };
-            (owner("EndpointSlice", &format!("s{n}-{slice}")), Row::EndpointSlice(row))
-        }),
+        (0..2_u8, 0..3_u16, any::<bool>(), namespace(), visibility()).prop_map(
+            |(n, port, http2, namespace, export_to)| {
+                let protocol = if http2 { Protocol::Http2 } else { Protocol::Http };
+                let row = Service {
+                    // One host declared in two namespaces.
+                    host: host(n),
+                    namespace: namespace.into(),
+                    name: format!("s{n}").into(),
+                    ports: vec![ServicePort {
+                        number: 80 + port,
+                        name: "http".into(),
+                        protocol,
+                        target: TargetPort::Number(8080),
+                    }],
+                    selector: labels(&[("app", &format!("s{n}"))]),
+                    export_to: export_to.map(|v| v.of(&namespace.into())),
+                };
+                (owner_in(namespace, "Service", &format!("s{n}")), Row::Service(row))
+            }
+        ),
+        (0..2_u8, 0..3_u8, 0..4_u8, any::<bool>(), namespace()).prop_map(
+            |(n, slice, last, ready, namespace)| {
+                let endpoint = |i: u8| Endpoint {
+                    addresses: vec![IpAddr::from([127, 0, 0, i])],
+                    ready,
+                    draining: !ready,
+                    workload: Some(format!("p{i}").into()),
+                };
+                let row = EndpointSlice {
+                    namespace: namespace.into(),
+                    service: format!("s{n}").into(),
+                    ports: vec![SlicePort { name: "http".into(), number: 8080 }],
+                    endpoints: (0..last).map(endpoint).collect(),
+                };
+                (
+                    owner_in(namespace, "EndpointSlice", &format!("s{n}-{slice}")),
+                    Row::EndpointSlice(row),
+                )
+            }
+        ),
         (0..4_u8, 0..2_u8, 0..3_u8).prop_map(|(n, app, version)| {
             let row = Workload {
                 namespace: "ns".into(),
@@ -82,8 +119,11 @@ fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
             };
             (owner("Pod", &format!("p{n}")), Row::Workload(row))
         }),
-        (0..3_u8, 0..3_u8, proptest::option::of(0..2_i64), 0..3_u8, 0..3_u8, 0..3_u32).prop_map(
-            |(n, on, created, to, subset, weight)| {
+        (
+            (0..3_u8, 0..3_u8, proptest::option::of(0..2_i64), 0..3_u8, 0..3_u8, 0..3_u32),
+            (namespace(), visibility()),
+        )
+            .prop_map(|((n, on, created, to, subset, weight), (namespace, export_to))| {
                 let destination = |to: u8, subset: u8, weight| WeightedDestination {
                     field: "spec.http[0].route[0]".into(),
                     destination: Destination {
@@ -94,13 +134,14 @@ fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                     weight,
                 };
                 let row = RouteRules {
-                    namespace: "ns".into(),
+                    namespace: namespace.into(),
                     created,
                     hosts: vec![["a.com", "*.com", "*"][on as usize].into()],
                     gateways: vec![GatewayName::Gateway {
                         namespace: "ns".into(),
                         name: "g".into(),
                     }],
+                    export_to: export_to.map(|v| v.of(&namespace.into())),
                     http: vec![HttpRule {
                         field: "spec.http[0]".into(),
                         name: None,
@@ -124,29 +165,31 @@ fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                         }),
                     }],
                 };
-                (owner("VirtualService", &format!("r{n}")), Row::RouteRules(row))
+                (owner_in(namespace, "VirtualService", &format!("r{n}")), Row::RouteRules(row))
+            }),
+        (0..2_u8, 0..2_u8, any::<bool>(), 0..3_u8, namespace(), visibility()).prop_map(
+            |(n, of, random, version, namespace, export_to)| {
+                let row = DestinationPolicy {
+                    namespace: namespace.into(),
+                    created: None,
+                    host: host(of),
+                    export_to: export_to.map(|v| v.of(&namespace.into())),
+                    field: "spec.trafficPolicy".into(),
+                    policy: TrafficPolicy {
+                        load_balancer: random.then_some(LbAlgorithm::Random),
+                        ..TrafficPolicy::default()
+                    },
+                    subsets: vec![Subset {
+                        field: "spec.subsets[0]".into(),
+                        name: "v1".into(),
+                        labels: labels(&[("version", &format!("v{version}"))]),
+                        policy: TrafficPolicy::default(),
+                    }],
+                };
+                let row = Row::DestinationPolicy(Box::new(row));
+                (owner_in(namespace, "DestinationRule", &format!("d{n}")), row)
             }
         ),
-        (0..2_u8, 0..2_u8, any::<bool>(), 0..3_u8).prop_map(|(n, of, random, version)| {
-            let row = DestinationPolicy {
-                namespace: "ns".into(),
-                created: None,
-                host: host(of),
-                field: "spec.trafficPolicy".into(),
-                policy: TrafficPolicy {
-                    load_balancer: random.then_some(LbAlgorithm::Random),
-                    ..TrafficPolicy::default()
-                },
-                subsets: vec![Subset {
-                    field: "spec.subsets[0]".into(),
-                    name: "v1".into(),
-                    labels: labels(&[("version", &format!("v{version}"))]),
-                    policy: TrafficPolicy::default(),
-                }],
-            };
-            let row = Row::DestinationPolicy(Box::new(row));
-            (owner("DestinationRule", &format!("d{n}")), row)
-        }),
         (0..2_u8, 0..2_u16).prop_map(|(n, port)| {
             let row = Gateway {
                 namespace: "ns".into(),
@@ -166,10 +209,18 @@ fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
             let row = Namespace { name: "ns".into(), labels: labels(&[("n", &n.to_string())]) };
             (owner("Namespace", "ns"), Row::Namespace(row))
         }),
-        (1..3_u64).prop_map(|seconds| {
-            let connect_timeout = std::time::Duration::from_secs(seconds);
-            (owner("MeshConfig", "mesh"), Row::Mesh(Mesh { connect_timeout, ..Mesh::default() }))
-        }),
+        (1..3_u64, default_visibility(), default_visibility(), default_visibility()).prop_map(
+            |(seconds, rules_export_to, policies_export_to, services_export_to)| {
+                let row = Mesh {
+                    connect_timeout: std::time::Duration::from_secs(seconds),
+                    rules_export_to,
+                    policies_export_to,
+                    services_export_to,
+                    ..Mesh::default()
+                };
+                (owner("MeshConfig", "mesh"), Row::Mesh(row))
+            }
+        ),
     ]
 }
 
@@ -184,6 +235,7 @@ fn proxies() -> Vec<(ProxyKey, Proxy)> {
         (ProxyKey(1), Proxy::parse("router~1.1.1.1~p0.ns~d", None, full).expect("valid")),
         (ProxyKey(2), Proxy::parse("router~1.1.1.1~p1.ns~d", None, inline).expect("valid")),
         (ProxyKey(3), labelled),
+        (ProxyKey(4), Proxy::parse("router~1.1.1.1~p0.other~d", None, full).expect("valid")),
     ]
 }
 
@@ -351,4 +403,83 @@ fn given_a_pod_with_other_labels_when_it_is_relabelled_then_its_proxy_is_scoped_
     mirror.take(engine.apply(Batch { changes: vec![pod("1")], ..Batch::default() }));
     // A listener, a RouteConfiguration, the `*` host.
     assert_eq!(members(&mirror), 3);
+}
+
+#[test]
+fn given_a_row_that_one_scope_drops_and_another_takes_when_it_differs_too_then_it_is_told_once() {
+    let gateway = Gateway {
+        namespace: "ns".into(),
+        name: "g".into(),
+        created: None,
+        selector: BTreeMap::new(),
+        servers: vec![Server {
+            field: "spec.servers[0]".into(),
+            port: 8080,
+            bind: None,
+            hosts: vec![HostPattern { scope: HostScope::Any, host: "*".into() }],
+        }],
+    };
+    let rules = RouteRules {
+        namespace: "ns".into(),
+        created: None,
+        hosts: vec!["a.com".into()],
+        gateways: vec![GatewayName::Gateway { namespace: "ns".into(), name: "g".into() }],
+        export_to: None,
+        http: vec![HttpRule {
+            field: "spec.http[0]".into(),
+            name: None,
+            matches: vec![],
+            action: HttpAction::Forward(Forward {
+                destinations: vec![WeightedDestination {
+                    field: "spec.http[0].route[0]".into(),
+                    destination: Destination { host: host(1), subset: None, port: None },
+                    weight: 1,
+                }],
+                rewrite: Rewrite::default(),
+                timeout: None,
+                retries: None,
+            }),
+        }],
+    };
+    let service = Service {
+        host: host(1),
+        namespace: "ns".into(),
+        name: "s1".into(),
+        ports: vec![ServicePort {
+            number: 80,
+            name: "http".into(),
+            protocol: Protocol::Http,
+            target: TargetPort::Number(8080),
+        }],
+        selector: BTreeMap::new(),
+        export_to: Some(DefaultVisibility::own().of(&"ns".into())),
+    };
+    let private = Mesh {
+        connect_timeout: std::time::Duration::from_secs(1),
+        rules_export_to: DefaultVisibility::own(),
+        ..Mesh::default()
+    };
+    let change = |kind, name, rows| Change { owner: owner(kind, name), rows };
+    let mut engine = Engine::new();
+    let mut mirror = Mirror::default();
+    // At first only the proxy in `ns` has the rules, and a cluster that answers 503.
+    mirror.take(engine.apply(Batch {
+        changes: vec![
+            change("Gateway", "g", vec![Row::Gateway(gateway)]),
+            change("VirtualService", "r", vec![Row::RouteRules(rules)]),
+            change("MeshConfig", "mesh", vec![Row::Mesh(private)]),
+        ],
+        connected: proxies(),
+        disconnected: vec![],
+    }));
+    // Then it gets the service, and the proxy in `other` that cluster, with another timeout.
+    let changes = vec![
+        change("MeshConfig", "mesh", vec![]),
+        change("Service", "s1", vec![Row::Service(service)]),
+    ];
+    let update = engine.apply(Batch { changes, ..Batch::default() });
+    let told: Vec<_> = update.resources.iter().map(|(id, _)| *id).collect();
+    assert_eq!(told.len(), told.iter().collect::<BTreeSet<_>>().len());
+    mirror.take(update);
+    assert_eq!(engine.verify(), Vec::<String>::new());
 }

@@ -65,6 +65,7 @@ fn service(n: u32) -> Change {
             target: TargetPort::Number(8080),
         }],
         selector: labels(&[("app", &format!("s{n}"))]),
+        export_to: None,
     };
     one(owner("Service", &namespace(n), &format!("s{n}")), Row::Service(row))
 }
@@ -115,6 +116,7 @@ fn rules(n: u32, weight: u32) -> Change {
         created: None,
         hosts: vec![format!("s{n}.example.com").into()],
         gateways: vec![GatewayName::Gateway { namespace: "edge".into(), name: "edge".into() }],
+        export_to: None,
         http: vec![HttpRule {
             field: "spec.http[0]".into(),
             name: None,
@@ -141,6 +143,7 @@ fn policy(n: u32) -> Change {
         namespace: namespace(n).into(),
         created: None,
         host: host(n),
+        export_to: None,
         field: "spec.trafficPolicy".into(),
         policy: TrafficPolicy::default(),
         subsets: vec![subset("v1"), subset("v2")],

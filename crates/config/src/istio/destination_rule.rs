@@ -15,6 +15,7 @@ use model::{Change, Kind as KindName, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::{decode, nothing};
+use crate::export_to::{EXPORT_TO, visibility};
 use crate::kind::{Kind, KindScope, kind_name};
 use crate::object::RawObject;
 use crate::schema::{OnBad, Type, field, not_yet, parse_time};
@@ -121,7 +122,7 @@ const SPEC: Type = Type::Object(&[
             OnBad::Field,
         ),
     ),
-    not_yet("exportTo"),
+    field("exportTo", EXPORT_TO).or_parent(),
     // Without its selector the policy would apply to workloads that it does not name.
     not_yet("workloadSelector").or_parent(),
 ]);
@@ -142,6 +143,8 @@ struct Spec {
     traffic_policy: Option<Policy>,
     #[serde(default)]
     subsets: Vec<Option<NamedSubset>>,
+    #[serde(default)]
+    export_to: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -249,7 +252,7 @@ impl Kind for DestinationRule {
         let Some(spec) = decode::<Spec>(&mut raw, &SPEC, &mut problems) else {
             return (nothing(raw), problems);
         };
-        let Spec { host, traffic_policy, subsets } = spec;
+        let Spec { host, traffic_policy, subsets, export_to } = spec;
         let mut lowered: Vec<Subset> = Vec::new();
         for (index, subset) in subsets.into_iter().enumerate() {
             let Some(NamedSubset { name, labels, traffic_policy }) = subset else { continue };
@@ -272,6 +275,8 @@ impl Kind for DestinationRule {
             namespace: Arc::clone(&raw.owner.namespace),
             created: raw.created,
             host: full_host(&host, &raw.owner.namespace),
+            export_to: visibility(export_to.iter().map(String::as_str))
+                .map(|v| v.of(&raw.owner.namespace)),
             field: Arc::from("spec.trafficPolicy"),
             policy: traffic_policy.unwrap_or_default().lower(),
             subsets: lowered,

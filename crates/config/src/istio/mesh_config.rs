@@ -3,17 +3,20 @@
 //! In: an object of kind `MeshConfig`, or the bare settings that Istio users keep in a ConfigMap.
 //! Out: one `Mesh` row.
 //!
-//! **Invariant:** a setting that cannot be read keeps its default.
+//! **Invariant:** a setting that cannot be read keeps its default; one of visibility, whose default
+//! is everyone, comes to mean the own namespace.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use model::rows::Mesh;
+use model::rows::{DefaultVisibility, Mesh};
 use model::{Change, Kind as KindName, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::retries::{RETRIES, Retries};
 use super::{decode, nothing};
+use crate::export_to::{EXPORT_TO, visibility};
 use crate::kind::{Kind, KindScope, kind_name};
 use crate::object::RawObject;
 use crate::schema::{Type, field, not_yet, parse_time};
@@ -34,11 +37,11 @@ const SPEC: Type = Type::Object(&[
     not_yet("caCertificates"),
     not_yet("configSources"),
     not_yet("defaultConfig"),
-    not_yet("defaultDestinationRuleExportTo"),
+    field("defaultDestinationRuleExportTo", EXPORT_TO),
     not_yet("defaultProviders"),
-    not_yet("defaultServiceExportTo"),
+    field("defaultServiceExportTo", EXPORT_TO),
     not_yet("defaultTrafficPolicy"),
-    not_yet("defaultVirtualServiceExportTo"),
+    field("defaultVirtualServiceExportTo", EXPORT_TO),
     not_yet("discoverySelectors"),
     not_yet("dnsRefreshRate"),
     not_yet("enableAutoMtls"),
@@ -75,6 +78,9 @@ struct Spec {
     connect_timeout: Option<String>,
     default_http_retry_policy: Option<Retries>,
     access_log_file: Option<String>,
+    default_virtual_service_export_to: Option<Vec<String>>,
+    default_destination_rule_export_to: Option<Vec<String>>,
+    default_service_export_to: Option<Vec<String>>,
 }
 
 /// Read bare mesh settings: a text that is what an object would have in its `spec`, or such an
@@ -105,6 +111,12 @@ pub fn read_mesh_config(source: &Arc<str>, text: &str) -> Result<RawObject, Synt
     Ok(RawObject::new(owner, body, 0))
 }
 
+/// Settings that have a value, readable or not.
+fn written(raw: &RawObject) -> BTreeSet<String> {
+    let entries = raw.body.get("spec").and_then(Node::as_map).unwrap_or_default();
+    entries.iter().filter(|e| !e.value.is_null()).map(|e| e.key.clone()).collect()
+}
+
 fn empty() -> Node {
     Node { value: Value::Map(Vec::new()), at: Mark::default() }
 }
@@ -132,11 +144,24 @@ impl Kind for MeshConfig {
             problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
             return (nothing(raw), problems);
         }
+        let written = written(&raw);
         let Some(spec) = decode::<Spec>(&mut raw, &SPEC, &mut problems) else {
             return (nothing(raw), problems);
         };
-        let Spec { root_namespace, connect_timeout, default_http_retry_policy, access_log_file } =
-            spec;
+        let Spec {
+            root_namespace,
+            connect_timeout,
+            default_http_retry_policy,
+            access_log_file,
+            default_virtual_service_export_to,
+            default_destination_rule_export_to,
+            default_service_export_to,
+        } = spec;
+        let export_to = |field: &str, entries: Option<Vec<String>>| match entries {
+            Some(entries) => visibility(entries.iter().map(String::as_str)).unwrap_or_default(),
+            None if written.contains(field) => DefaultVisibility::own(),
+            None => DefaultVisibility::default(),
+        };
         let default = Mesh::default();
         let row = Mesh {
             root_namespace: root_namespace.map_or(default.root_namespace, Arc::from),
@@ -147,6 +172,15 @@ impl Kind for MeshConfig {
                 .unwrap_or(default.connect_timeout),
             default_retry: default_http_retry_policy.map_or(default.default_retry, Retries::lower),
             access_log_file: access_log_file.filter(|f| !f.is_empty()).map(Arc::from),
+            rules_export_to: export_to(
+                "defaultVirtualServiceExportTo",
+                default_virtual_service_export_to,
+            ),
+            policies_export_to: export_to(
+                "defaultDestinationRuleExportTo",
+                default_destination_rule_export_to,
+            ),
+            services_export_to: export_to("defaultServiceExportTo", default_service_export_to),
         };
         (Change { owner: raw.owner, rows: vec![Row::Mesh(row)] }, problems)
     }

@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use super::retries::{RETRIES, Retries};
 use super::{decode, nothing};
+use crate::export_to::{EXPORT_TO, visibility};
 use crate::kind::{Kind, KindScope, kind_name};
 use crate::object::RawObject;
 use crate::regex;
@@ -118,7 +119,7 @@ const SPEC: Type = Type::Object(&[
     field("http", Type::List(&HTTP, OnBad::Field)),
     not_yet("tls"),
     not_yet("tcp"),
-    not_yet("exportTo"),
+    field("exportTo", EXPORT_TO).or_parent(),
 ]);
 
 #[derive(Deserialize)]
@@ -128,6 +129,7 @@ struct Spec {
     hosts: Vec<Option<String>>,
     gateways: Vec<Option<String>>,
     http: Vec<Option<HttpRoute>>,
+    export_to: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -229,7 +231,7 @@ impl Kind for VirtualService {
         let Some(spec) = decode::<Spec>(&mut raw, &SPEC, &mut problems) else {
             return (nothing(raw), problems);
         };
-        let Spec { hosts, gateways, http } = spec;
+        let Spec { hosts, gateways, http, export_to } = spec;
         let owner = Arc::clone(&raw.owner);
         let namespace = &owner.namespace;
         let mut lowering = Lowering { owner: &owner, problems: &mut problems };
@@ -239,6 +241,7 @@ impl Kind for VirtualService {
             created: raw.created,
             hosts: lowering.hosts(hosts),
             gateways: lowering.gateways(gateways),
+            export_to: visibility(export_to.iter().map(String::as_str)).map(|v| v.of(namespace)),
             http,
         };
         // Without a host that can be used there is nothing to apply rules to.

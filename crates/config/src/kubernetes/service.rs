@@ -3,23 +3,27 @@
 //! In: the object. Out: one `Service` row.
 //!
 //! **Invariant:** what is spoken on a port comes from `appProtocol`, else from the beginning of
-//! the port's name, else it is unknown.
+//! the port's name, else it is unknown; an annotation that cannot be read never widens who sees it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use model::rows::{Protocol, Service as ServiceRow, ServicePort, TargetPort};
+use model::rows::{DefaultVisibility, Protocol, Service as ServiceRow, ServicePort, TargetPort};
 use model::{Change, Kind as KindName, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::decode;
+use crate::export_to::{check, visibility};
 use crate::kind::{Kind, KindScope, kind_name};
 use crate::object::RawObject;
-use crate::schema::Type;
+use crate::schema::{Type, describe};
 use crate::text::full_host;
+use crate::yaml::Value;
 
 /// The kind.
 pub(crate) struct Service;
+
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
 
 #[derive(Deserialize)]
 struct Object {
@@ -100,9 +104,33 @@ impl Kind for Service {
             name: Arc::clone(&raw.owner.name),
             ports: lowered,
             selector,
+            export_to: export_to(&raw, &mut problems).map(|v| v.of(&raw.owner.namespace)),
         };
         (Change { owner: raw.owner, rows: vec![Row::Service(row)] }, problems)
     }
+}
+
+/// Who sees the service; none where it does not say.
+fn export_to(raw: &RawObject, problems: &mut Vec<Problem>) -> Option<DefaultVisibility> {
+    let annotations = raw.body.get("metadata").and_then(|m| m.get("annotations"));
+    let mut why = match &annotations.and_then(|a| a.get(EXPORT_TO))?.value {
+        Value::String(text) => {
+            let entries = || text.split(',').map(str::trim);
+            if text.trim().is_empty() {
+                return None;
+            }
+            match entries().try_for_each(check) {
+                Ok(()) => return visibility(entries()),
+                Err(why) => why,
+            }
+        }
+        // Without quotes `~` is how YAML writes nothing, and far from meaning everyone.
+        other => format!("must be a text, but is {}; quote it", describe(other)),
+    };
+    why.push_str("; the service is visible in its own namespace only");
+    let field = format!("metadata.annotations.{EXPORT_TO}");
+    problems.push(Problem::error(&raw.owner, field, Reason::WrongType, why));
+    Some(DefaultVisibility::own())
 }
 
 // === impl Port ===

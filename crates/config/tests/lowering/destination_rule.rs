@@ -158,3 +158,26 @@ fn given_a_workload_selector_then_the_object_gives_nothing_because_it_would_appl
     assert!(rows.is_empty());
     assert_eq!(faults(&problems), [("spec.workloadSelector", Reason::NotSupported)]);
 }
+
+#[test]
+fn given_export_to_then_the_policy_says_whose_clients_it_is_for() {
+    let (row, problems) = of("{host: a, exportTo: [., edge]}");
+    assert_eq!(problems, []);
+    let visibility = row.export_to.expect("there");
+    assert!(visibility.sees("shop") && visibility.sees("edge") && !visibility.sees("other"));
+    assert_eq!(of("{host: a}").0.export_to, None);
+    assert_eq!(of("{host: a, exportTo: []}").0.export_to, None);
+    assert!(!of("{host: a, exportTo: ['~']}").0.export_to.expect("there").sees("shop"));
+}
+
+#[test]
+fn given_export_to_that_cannot_be_read_then_the_policy_is_not_in_force() {
+    for (export_to, field) in
+        [("[., A]", "spec.exportTo[1]"), ("[~]", "spec.exportTo[0]"), ("'*'", "spec.exportTo")]
+    {
+        let spec = format!("{{host: a, exportTo: {export_to}}}");
+        let (rows, problems) = lower(&istio("DestinationRule", &spec));
+        assert_clear(&problems);
+        assert_eq!((rows, faults(&problems)), (vec![], vec![(field, Reason::WrongType)]));
+    }
+}

@@ -203,3 +203,48 @@ fn given_a_pod_address_that_is_none_then_it_is_said() {
     assert!(row.is_none());
     assert_eq!(problems[0].field, "spec.containers[0].ports[0].containerPort");
 }
+
+/// The service with this annotation `networking.istio.io/exportTo`.
+fn exported(annotation: &str) -> (Service, Vec<Problem>) {
+    let (rows, problems) = lower(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: x, namespace: shop, annotations: \
+         {{networking.istio.io/exportTo: {annotation}}}}}\nspec: {{ports: [{{port: 80}}]}}\n"
+    ));
+    assert_clear(&problems);
+    match rows.into_iter().next() {
+        Some(Row::Service(service)) => (service, problems),
+        other => panic!("{annotation}: {other:?} {problems:?}"),
+    }
+}
+
+#[test]
+fn given_the_annotation_export_to_then_the_service_says_to_whom_it_exists() {
+    for (annotation, sees) in [
+        ("'*'", vec!["shop", "edge", "a"]),
+        (".", vec!["shop"]),
+        ("'~'", vec![]),
+        ("'., edge'", vec!["shop", "edge"]),
+        ("edge", vec!["edge"]),
+    ] {
+        let (service, problems) = exported(annotation);
+        assert_eq!(problems, []);
+        let visibility = service.export_to.expect("there");
+        let found: Vec<_> =
+            ["shop", "edge", "a"].into_iter().filter(|n| visibility.sees(n)).collect();
+        assert_eq!(found, sees, "{annotation}");
+    }
+    assert_eq!(exported("''").0.export_to, None);
+    assert_eq!(service("[{port: 80}]").0.expect("a row").export_to, None);
+}
+
+#[test]
+fn given_an_annotation_export_to_that_cannot_be_read_then_the_service_is_private() {
+    for annotation in ["~", "7", "'edge,'", "'*,a b'", "[edge]", "shop/edge"] {
+        let (service, problems) = exported(annotation);
+        let field = "metadata.annotations.networking.istio.io/exportTo";
+        assert_eq!(faults(&problems), [(field, Reason::WrongType)], "{annotation}");
+        assert_eq!(problems[0].severity, model::Severity::Error);
+        let visibility = service.export_to.expect("there");
+        assert!(visibility.sees("shop") && !visibility.sees("edge"), "{annotation}");
+    }
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::rows::Mesh;
+use model::rows::{DefaultVisibility, Mesh};
 use model::{Problem, Reason, Row};
 
 use super::{assert_clear, faults, lower};
@@ -91,4 +91,37 @@ fn given_an_object_of_another_name_then_it_has_no_effect() {
         lower(&object("{connectTimeout: 1s}").replace("name: mesh", "name: other"));
     assert!(rows.is_empty());
     assert_eq!(faults(&problems), [("metadata.name", Reason::WrongType)]);
+}
+
+#[test]
+fn given_default_visibilities_then_each_is_that_of_its_kind() {
+    let (mesh, problems) = bare(
+        "{defaultVirtualServiceExportTo: [.], defaultDestinationRuleExportTo: [., edge], \
+         defaultServiceExportTo: ['~']}",
+    );
+    assert_eq!(problems, []);
+    let sees = |default: &DefaultVisibility| {
+        let visibility = default.of(&"shop".into());
+        ["shop", "edge", "a"].map(|client| visibility.sees(client))
+    };
+    assert_eq!(sees(&mesh.rules_export_to), [true, false, false]);
+    assert_eq!(sees(&mesh.policies_export_to), [true, true, false]);
+    assert_eq!(sees(&mesh.services_export_to), [false, false, false]);
+    let (mesh, problems) =
+        bare("{defaultServiceExportTo: [], defaultVirtualServiceExportTo: ['*']}");
+    assert_eq!((mesh, problems), (Mesh::default(), vec![]));
+}
+
+#[test]
+fn given_a_default_visibility_that_cannot_be_read_then_it_is_the_own_namespace() {
+    for (entries, field) in [
+        ("['*', 'a b']", "spec.defaultServiceExportTo[1]"),
+        ("[~]", "spec.defaultServiceExportTo[0]"),
+        ("edge", "spec.defaultServiceExportTo"),
+    ] {
+        let (found, problems) = bare(&format!("{{defaultServiceExportTo: {entries}}}"));
+        let services_export_to = DefaultVisibility::own();
+        assert_eq!(found, Mesh { services_export_to, ..Mesh::default() }, "{entries}");
+        assert_eq!(faults(&problems), [(field, Reason::WrongType)]);
+    }
 }

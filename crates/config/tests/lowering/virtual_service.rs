@@ -376,3 +376,40 @@ fn given_a_mistyped_field_of_a_rule_then_it_is_named_with_its_neighbour() {
     );
     assert!(problem.message.contains("`timeout`"), "{problem}");
 }
+
+#[test]
+fn given_export_to_then_the_rules_say_who_applies_them() {
+    for (export_to, sees) in [
+        ("['*']", vec!["shop", "edge", "a"]),
+        ("[.]", vec!["shop"]),
+        ("['~']", vec![]),
+        ("[., edge]", vec!["shop", "edge"]),
+        ("[edge]", vec!["edge"]),
+    ] {
+        let (rules, problems) = of(&format!("{{hosts: [a.com], exportTo: {export_to}}}"));
+        assert_eq!(problems, []);
+        let visibility = rules.export_to.expect("there");
+        let found: Vec<_> =
+            ["shop", "edge", "a"].into_iter().filter(|n| visibility.sees(n)).collect();
+        assert_eq!(found, sees, "{export_to}");
+    }
+    for absent in ["", ", exportTo: []"] {
+        assert_eq!(of(&format!("{{hosts: [a.com]{absent}}}")).0.export_to, None, "{absent}");
+    }
+}
+
+#[test]
+fn given_export_to_that_cannot_be_read_then_nobody_gets_the_rules() {
+    for (export_to, field) in [
+        ("[edge, 'a b']", "spec.exportTo[1]"),
+        ("[shop/a]", "spec.exportTo[0]"),
+        ("[~]", "spec.exportTo[0]"),
+        ("[7]", "spec.exportTo[0]"),
+        ("edge", "spec.exportTo"),
+    ] {
+        let spec = format!("{{hosts: [a.com], exportTo: {export_to}}}");
+        let (rows, problems) = lower(&istio("VirtualService", &spec));
+        assert_clear(&problems);
+        assert_eq!((rows, faults(&problems)), (vec![], vec![(field, Reason::WrongType)]));
+    }
+}

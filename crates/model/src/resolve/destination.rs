@@ -123,7 +123,7 @@ fn find(view: &View<'_>, client: &Arc<str>, destination: &Destination, request_p
         let key = ClusterKey { name, service: None, policies, part: None, has_endpoints: false };
         Found::Cluster(key, Some(fault))
     };
-    let Some((id, service)) = view.service(host) else {
+    let Some((id, service)) = view.service(host, client) else {
         return stub(port.unwrap_or(request_port), Fault::HostNotFound);
     };
     let port = match (*port, &service.ports[..]) {
@@ -191,14 +191,17 @@ impl ClusterKey {
 impl Query for PolicyChain {
     /// Policies of the client's namespace, else of the service's, else of the root namespace;
     /// within one namespace those with the most specific host, oldest first. The first gives the
-    /// policy of the whole; subsets are looked for in all, in order.
+    /// policy of the whole; subsets are looked for in all, in order. Policies that are not exported
+    /// to the client take no part.
     type Value = Vec<RowId>;
 
     fn run(&self, view: &View<'_>) -> Vec<RowId> {
         let root = Arc::clone(&view.mesh().root_namespace);
         let mut candidates = Vec::new();
         for pattern in hosts::patterns_for(&self.host) {
-            candidates.push(view.policies_for(&pattern));
+            let mut all = view.policies_for(&pattern);
+            all.retain(|(_, policy)| view.visibility_of_policy(policy).sees(&self.client));
+            candidates.push(all);
         }
         for namespace in [&self.client, &self.namespace, &root] {
             for of_pattern in &candidates {

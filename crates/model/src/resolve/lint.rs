@@ -64,10 +64,12 @@ impl Query for LintPolicy {
             out.insert(host_without_service(object, &policy.host));
         }
         let rank = precedence(policy.created, &self.0);
+        let visibility = view.visibility_of_policy(&policy);
         let all = view.policies_for(&policy.host);
         let first = all
             .iter()
             .filter(|(_, other)| other.namespace == policy.namespace)
+            .filter(|(_, other)| view.visibility_of_policy(other).meets(&visibility))
             .map(|(id, other)| precedence(other.created, id))
             .min();
         if let Some((_, _, other)) = first.filter(|first| *first < rank) {
@@ -124,6 +126,7 @@ fn bindings(view: &View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<
             created: None,
             hosts: vec![Arc::clone(host)],
             gateways: Vec::new(),
+            export_to: None,
         };
         if servers.iter().all(|patterns| served_domains(patterns, &only).is_empty()) {
             out.insert(Problem::warning(
@@ -155,6 +158,14 @@ fn destinations(
         let subset = d.destination.subset.as_deref().unwrap_or_default();
         let port = d.destination.port.unwrap_or(request_port);
         let (field, reason, message) = match fault {
+            Fault::HostNotFound if view.service_exists(host) => {
+                let client = &rules.namespace;
+                let message = format!(
+                    "service {host} exists but is not exported to namespace {client}; add {client} \
+                     to its exportTo, else its requests are answered with 503"
+                );
+                ("host", Reason::HostNotFound, message)
+            }
             Fault::HostNotFound => (
                 "host",
                 Reason::HostNotFound,
@@ -207,6 +218,10 @@ fn destinations(
 /// Older rule lists that name the same host for the same gateway.
 fn host_conflicts(view: &View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<Problem>) {
     let rank = precedence(rules.created, id);
+    let own = view.get(&RulesHead(id.clone()));
+    let Some(visibility) = (*own).as_ref().map(|head| view.visibility_of_rules(head)) else {
+        return;
+    };
     for gateway in &rules.gateways {
         for (index, host) in rules.hosts.iter().enumerate() {
             let heads: Vec<_> = view
@@ -216,7 +231,9 @@ fn host_conflicts(view: &View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTr
                 .collect();
             let first = heads
                 .iter()
-                .filter_map(|(head, other)| Some(precedence((**head).as_ref()?.created, other)))
+                .filter_map(|(head, other)| Some(((**head).as_ref()?, other)))
+                .filter(|(head, _)| view.visibility_of_rules(head).meets(&visibility))
+                .map(|(head, other)| precedence(head.created, other))
                 .min();
             let Some((_, _, first)) = first.filter(|first| *first < rank) else { continue };
             let message = match gateway {

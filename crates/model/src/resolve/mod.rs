@@ -30,7 +30,8 @@ use std::sync::Arc;
 
 use crate::ir;
 use crate::rows::{
-    DestinationPolicy, EndpointSlice, Gateway, GatewayName, Mesh, RouteRules, Service, Workload,
+    DestinationPolicy, EndpointSlice, Gateway, GatewayName, Mesh, RouteRules, Service, Visibility,
+    Workload,
 };
 use crate::snapshot::{IndexKey, RowId};
 use crate::track::{AnyValue, Fact, Query, View, rerun};
@@ -40,6 +41,7 @@ pub(crate) use destination::{Outcome, PolicyChain};
 pub(crate) use group::{Group, GroupOf};
 pub(crate) use lint::{LintPolicy, LintRules};
 pub(crate) use router::Scope;
+use rules::Head;
 pub(crate) use rules::{Carried, RulesHead};
 use virtual_host::BoundRules;
 
@@ -311,12 +313,29 @@ impl<'a> View<'a> {
         self.ids(&IndexKey::Claim(gateway.clone(), Arc::clone(host)), |s| &s.rules)
     }
 
-    /// The service of this host; when several declare it, the first in order.
-    fn service(&self, host: &Arc<str>) -> Option<(RowId, Arc<Service>)> {
+    fn visibility_of_rules(&self, head: &Head) -> Visibility {
+        let default = || self.mesh().rules_export_to.of(&head.namespace);
+        head.export_to.clone().unwrap_or_else(default)
+    }
+
+    fn visibility_of_policy(&self, policy: &DestinationPolicy) -> Visibility {
+        let default = || self.mesh().policies_export_to.of(&policy.namespace);
+        policy.export_to.clone().unwrap_or_else(default)
+    }
+
+    fn visibility_of_service(&self, service: &Service) -> Visibility {
+        let default = || self.mesh().services_export_to.of(&service.namespace);
+        service.export_to.clone().unwrap_or_else(default)
+    }
+
+    /// The service of this host; when several declare it, the first in order that clients of this
+    /// namespace see.
+    fn service(&self, host: &Arc<str>, client: &str) -> Option<(RowId, Arc<Service>)> {
         let key = IndexKey::ServiceHost(Arc::clone(host));
-        let id = self.ids(&key, |s| &s.services).into_iter().next()?;
-        let row = self.service_by_id(&id)?;
-        Some((id, row))
+        self.ids(&key, |s| &s.services).into_iter().find_map(|id| {
+            let row = self.service_by_id(&id)?;
+            self.visibility_of_service(&row).sees(client).then_some((id, row))
+        })
     }
 
     fn service_by_id(&self, id: &RowId) -> Option<Arc<Service>> {

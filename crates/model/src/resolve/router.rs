@@ -128,6 +128,9 @@ fn domains(view: &View<'_>, group: &Group, opened: &[Opened]) -> BTreeMap<Arc<st
         for id in view.rules_of(&server.bound) {
             let head = view.get(&RulesHead(id.clone()));
             let Some(head) = &*head else { continue };
+            if !view.visibility_of_rules(head).sees(&group.namespace) {
+                continue;
+            }
             for domain in served_domains(&server.hosts, head) {
                 let plan = domains.entry(domain).or_default();
                 push_server(&mut plan.servers, server);

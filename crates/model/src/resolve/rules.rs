@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Key;
-use crate::rows::GatewayName;
+use crate::rows::{GatewayName, Visibility};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
-/// Hosts and bindings of a rule list.
+/// Hosts, bindings and visibility of a rule list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RulesHead(pub(crate) RowId);
 
@@ -21,6 +21,8 @@ pub(crate) struct Head {
     pub(crate) created: Option<i64>,
     pub(crate) hosts: Vec<Arc<str>>,
     pub(crate) gateways: Vec<GatewayName>,
+    /// None = as the mesh has it.
+    pub(crate) export_to: Option<Visibility>,
 }
 
 /// Whether any workload of a namespace carries these labels.
@@ -42,6 +44,7 @@ impl Query for RulesHead {
             created: rules.created,
             hosts: rules.hosts.clone(),
             gateways: rules.gateways.clone(),
+            export_to: rules.export_to.clone(),
         })
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::routing::RetryPolicy;
+use super::visibility::DefaultVisibility;
 
 /// Settings of the whole mesh. Source: MeshConfig.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +22,12 @@ pub struct Mesh {
     /// File that proxies write access logs to. Shape: none = no access log. Source:
     /// `accessLogFile`.
     pub access_log_file: Option<Arc<str>>,
+    /// Who sees rules that do not say. Source: `defaultVirtualServiceExportTo`.
+    pub rules_export_to: DefaultVisibility,
+    /// Who sees policies that do not say. Source: `defaultDestinationRuleExportTo`.
+    pub policies_export_to: DefaultVisibility,
+    /// Who sees services that do not say. Source: `defaultServiceExportTo`.
+    pub services_export_to: DefaultVisibility,
 }
 
 // === impl Mesh ===
@@ -33,6 +40,9 @@ impl Default for Mesh {
             connect_timeout: Duration::from_secs(10),
             default_retry: RetryPolicy::default(),
             access_log_file: None,
+            rules_export_to: DefaultVisibility::Everyone,
+            policies_export_to: DefaultVisibility::Everyone,
+            services_export_to: DefaultVisibility::Everyone,
         }
     }
 }

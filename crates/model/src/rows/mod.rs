@@ -10,6 +10,7 @@ mod mesh;
 mod policy;
 mod routing;
 mod service;
+mod visibility;
 mod workload;
 
 pub use gateway::{Gateway, HostPattern, HostScope, Server};
@@ -24,4 +25,5 @@ pub use routing::{
     WeightedDestination,
 };
 pub use service::{Endpoint, EndpointSlice, Protocol, Service, ServicePort, SlicePort, TargetPort};
+pub use visibility::{DefaultVisibility, Visibility};
 pub use workload::{Namespace, Workload};

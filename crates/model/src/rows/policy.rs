@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::visibility::Visibility;
+
 /// How an endpoint is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LbAlgorithm {
@@ -151,6 +153,8 @@ pub struct DestinationPolicy {
     pub created: Option<i64>,
     /// Full host, `*.suffix` or `*`.
     pub host: Arc<str>,
+    /// Namespaces whose clients it applies to. Shape: none = as the mesh has it.
+    pub export_to: Option<Visibility>,
     /// Field path of the policy.
     pub field: Arc<str>,
     /// The policy of the whole.

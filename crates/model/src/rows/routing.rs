@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::visibility::Visibility;
+
 /// A text to compare with.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StringMatch {
@@ -214,6 +216,8 @@ pub struct RouteRules {
     pub hosts: Vec<Arc<str>>,
     /// Where they apply, in declared order.
     pub gateways: Vec<GatewayName>,
+    /// Namespaces whose proxies apply them. Shape: none = as the mesh has it.
+    pub export_to: Option<Visibility>,
     /// HTTP rules in the order in which they are tried.
     pub http: Vec<HttpRule>,
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::visibility::Visibility;
+
 /// What is spoken on a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -58,6 +60,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Labels of its workloads; empty = endpoints are given otherwise.
     pub selector: BTreeMap<Arc<str>, Arc<str>>,
+    /// Namespaces to whose clients it exists. Shape: none = as the mesh has it.
+    pub export_to: Option<Visibility>,
 }
 
 /// A port of an endpoint slice.
