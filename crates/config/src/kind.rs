@@ -25,23 +25,24 @@ pub enum KindScope {
     Cluster,
 }
 
-/// A kind that users write.
+/// What we do with the objects of a kind.
 pub trait Kind: Sync {
-    /// Group and kind.
-    fn name(&self) -> KindName;
-    /// Whether it lives in namespaces.
-    fn scope(&self) -> KindScope;
     /// What its `spec` may hold; none for kinds of Kubernetes itself, of which we read a part.
-    fn spec(&self) -> Option<&'static Type>;
+    fn spec(&self) -> Option<&'static Type> {
+        None
+    }
+
     /// Validate an object and turn it into rows of the model. What cannot be used is dropped and
     /// said in a problem.
     fn lower(&self, raw: RawObject) -> (Change, Vec<Problem>);
 }
 
-/// A kind with its names in the API.
+/// A kind that users write, with its names in the API.
 pub struct Known {
-    /// The kind.
+    /// What we do with it.
     pub kind: &'static dyn Kind,
+    /// Whether it lives in namespaces.
+    pub scope: KindScope,
     /// API group; empty for the core.
     pub group: &'static str,
     /// Kind, such as `VirtualService`.
@@ -52,43 +53,73 @@ pub struct Known {
     pub versions: &'static [&'static str],
 }
 
-const ISTIO_NETWORKING: &[&str] = &["v1", "v1beta1", "v1alpha3"];
-
-macro_rules! known {
-    ($kind:expr, $group:literal, $name:literal, $plural:literal, $versions:expr) => {
-        Known { kind: $kind, group: $group, name: $name, plural: $plural, versions: $versions }
-    };
-}
+const ISTIO: &str = "networking.istio.io";
+const ISTIO_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
 /// Every kind we read.
 pub const KINDS: &[Known] = &[
-    known!(&namespace::Namespace, "", "Namespace", "namespaces", &["v1"]),
-    known!(&service::Service, "", "Service", "services", &["v1"]),
-    known!(
+    Known::cluster(&namespace::Namespace, "", "Namespace", "namespaces", &["v1"]),
+    Known::namespaced(&service::Service, "", "Service", "services", &["v1"]),
+    Known::namespaced(
         &endpoint_slice::EndpointSlice,
         "discovery.k8s.io",
         "EndpointSlice",
         "endpointslices",
-        &["v1"]
+        &["v1"],
     ),
-    known!(&pod::Pod, "", "Pod", "pods", &["v1"]),
-    known!(
+    Known::namespaced(&pod::Pod, "", "Pod", "pods", &["v1"]),
+    Known::namespaced(
         &virtual_service::VirtualService,
-        "networking.istio.io",
+        ISTIO,
         "VirtualService",
         "virtualservices",
-        ISTIO_NETWORKING
+        ISTIO_VERSIONS,
     ),
-    known!(
+    Known::namespaced(
         &destination_rule::DestinationRule,
-        "networking.istio.io",
+        ISTIO,
         "DestinationRule",
         "destinationrules",
-        ISTIO_NETWORKING
+        ISTIO_VERSIONS,
     ),
-    known!(&gateway::Gateway, "networking.istio.io", "Gateway", "gateways", ISTIO_NETWORKING),
-    known!(&mesh_config::MeshConfig, "heddle.io", "MeshConfig", "meshconfigs", &["v1alpha1"]),
+    Known::namespaced(&gateway::Gateway, ISTIO, "Gateway", "gateways", ISTIO_VERSIONS),
+    Known::cluster(
+        &mesh_config::MeshConfig,
+        "heddle.io",
+        "MeshConfig",
+        "meshconfigs",
+        &["v1alpha1"],
+    ),
 ];
+
+// === impl Known ===
+
+impl Known {
+    const fn namespaced(
+        kind: &'static dyn Kind,
+        group: &'static str,
+        name: &'static str,
+        plural: &'static str,
+        versions: &'static [&'static str],
+    ) -> Self {
+        Self { kind, scope: KindScope::Namespaced, group, name, plural, versions }
+    }
+
+    const fn cluster(
+        kind: &'static dyn Kind,
+        group: &'static str,
+        name: &'static str,
+        plural: &'static str,
+        versions: &'static [&'static str],
+    ) -> Self {
+        Self { scope: KindScope::Cluster, ..Self::namespaced(kind, group, name, plural, versions) }
+    }
+
+    /// Group and kind, as an `ObjectRef` holds them.
+    pub const fn kind_name(&self) -> KindName {
+        KindName { name: Cow::Borrowed(self.name), group: Cow::Borrowed(self.group) }
+    }
+}
 
 /// The kind of this group and name, if we read it.
 pub fn known_kind(group: &str, kind: &str) -> Option<&'static Known> {
@@ -161,9 +192,4 @@ pub(crate) fn other_kind(owner: &Arc<ObjectRef>, group: &str, kind: &str) -> Opt
     let near = nearest(kind, of_group)?;
     let message = format!("Heddle reads no kind {kind}; did you mean {near}?");
     Some(Problem::warning(owner, "kind", Reason::UnknownKind, message))
-}
-
-/// Names of a kind for an `ObjectRef`.
-pub(crate) const fn kind_name(group: &'static str, name: &'static str) -> KindName {
-    KindName { name: Cow::Borrowed(name), group: Cow::Borrowed(group) }
 }

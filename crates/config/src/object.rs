@@ -120,11 +120,11 @@ impl Reader<'_> {
         let text = |key: &str| metadata.and_then(|m| m.get(key)).and_then(Node::as_str);
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let known = known_kind(group, kind);
-        let namespaced = known.is_none_or(|k| k.kind.scope() == crate::KindScope::Namespaced);
+        let namespaced = known.is_none_or(|k| k.scope == crate::KindScope::Namespaced);
         let owner = Arc::new(ObjectRef {
             source: Arc::clone(self.source),
             kind: match known {
-                Some(known) => known.kind.name(),
+                Some(known) => known.kind_name(),
                 None => KindName {
                     name: Cow::Owned(kind.to_owned()),
                     group: Cow::Owned(group.to_owned()),

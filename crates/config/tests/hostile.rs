@@ -258,7 +258,7 @@ proptest! {
         for known in KINDS {
             let owner = Arc::new(ObjectRef {
                 source: "test".into(),
-                kind: known.kind.name(),
+                kind: known.kind_name(),
                 namespace: "default".into(),
                 name: "mesh".into(),
             });

@@ -11,12 +11,12 @@ use model::rows::{
     ConnectionPool, DestinationPolicy, Http2KeepAlive, HttpPool, LbAlgorithm, OutlierDetection,
     Subset, TcpKeepAlive, TcpPool, TrafficPolicy, UpgradePolicy,
 };
-use model::{Change, Kind as KindName, Problem, Reason, Row};
+use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::{decode, nothing};
 use crate::export_to::{EXPORT_TO, visibility};
-use crate::kind::{Kind, KindScope, kind_name};
+use crate::kind::Kind;
 use crate::object::RawObject;
 use crate::schema::{OnBad, Type, field, not_yet, parse_time};
 use crate::text::{self, full_host};
@@ -235,14 +235,6 @@ struct Outlier {
 // === impl DestinationRule ===
 
 impl Kind for DestinationRule {
-    fn name(&self) -> KindName {
-        kind_name("networking.istio.io", "DestinationRule")
-    }
-
-    fn scope(&self) -> KindScope {
-        KindScope::Namespaced
-    }
-
     fn spec(&self) -> Option<&'static Type> {
         Some(&SPEC)
     }

@@ -9,11 +9,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{Gateway as GatewayRow, HostPattern, HostScope, Server};
-use model::{Change, Kind as KindName, Problem, Reason, Row};
+use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::{decode, nothing};
-use crate::kind::{Kind, KindScope, kind_name};
+use crate::kind::Kind;
 use crate::object::RawObject;
 use crate::schema::{OnBad, Type, field, not_yet};
 use crate::text;
@@ -78,14 +78,6 @@ struct Port {
 // === impl Gateway ===
 
 impl Kind for Gateway {
-    fn name(&self) -> KindName {
-        kind_name("networking.istio.io", "Gateway")
-    }
-
-    fn scope(&self) -> KindScope {
-        KindScope::Namespaced
-    }
-
     fn spec(&self) -> Option<&'static Type> {
         Some(&SPEC)
     }

@@ -11,13 +11,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use model::rows::{DefaultVisibility, Mesh};
-use model::{Change, Kind as KindName, ObjectRef, Problem, Reason, Row};
+use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::retries::{RETRIES, Retries};
 use super::{decode, nothing};
 use crate::export_to::{EXPORT_TO, visibility};
-use crate::kind::{Kind, KindScope, kind_name};
+use crate::kind::Kind;
 use crate::object::RawObject;
 use crate::schema::{Type, field, not_yet, parse_time};
 use crate::text;
@@ -89,7 +89,7 @@ pub fn read_mesh_config(source: &Arc<str>, text: &str) -> Result<RawObject, Synt
     let node = yaml::parse(text)?;
     let owner = Arc::new(ObjectRef {
         source: Arc::clone(source),
-        kind: KindName { name: Cow::Borrowed("MeshConfig"), group: Cow::Borrowed("heddle.io") },
+        kind: model::Kind { name: Cow::Borrowed("MeshConfig"), group: Cow::Borrowed("heddle.io") },
         namespace: Arc::from(""),
         name: Arc::from("mesh"),
     });
@@ -124,14 +124,6 @@ fn empty() -> Node {
 // === impl MeshConfig ===
 
 impl Kind for MeshConfig {
-    fn name(&self) -> KindName {
-        kind_name("heddle.io", "MeshConfig")
-    }
-
-    fn scope(&self) -> KindScope {
-        KindScope::Cluster
-    }
-
     fn spec(&self) -> Option<&'static Type> {
         Some(&SPEC)
     }

@@ -11,13 +11,13 @@ use model::rows::{
     Destination, Forward, GatewayName, HeaderMatch, HttpAction, HttpMatch, HttpRule, PortRedirect,
     QueryMatch, Redirect, Rewrite, RouteRules, StringMatch, UriRewrite, WeightedDestination,
 };
-use model::{Change, Kind as KindName, ObjectRef, Problem, Reason, Row};
+use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::retries::{RETRIES, Retries};
 use super::{decode, nothing};
 use crate::export_to::{EXPORT_TO, visibility};
-use crate::kind::{Kind, KindScope, kind_name};
+use crate::kind::Kind;
 use crate::object::RawObject;
 use crate::regex;
 use crate::schema::{OnBad, Type, field, not_yet, parse_time};
@@ -214,14 +214,6 @@ struct RegexRewrite {
 // === impl VirtualService ===
 
 impl Kind for VirtualService {
-    fn name(&self) -> KindName {
-        kind_name("networking.istio.io", "VirtualService")
-    }
-
-    fn scope(&self) -> KindScope {
-        KindScope::Namespaced
-    }
-
     fn spec(&self) -> Option<&'static Type> {
         Some(&SPEC)
     }

@@ -9,13 +9,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{Endpoint as EndpointRow, EndpointSlice as SliceRow, SlicePort};
-use model::{Change, Kind as KindName, Problem, Reason, Row};
+use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::decode;
-use crate::kind::{Kind, KindScope, kind_name};
+use crate::kind::Kind;
 use crate::object::RawObject;
-use crate::schema::Type;
 
 /// The kind.
 pub(crate) struct EndpointSlice;
@@ -68,18 +67,6 @@ struct Port {
 // === impl EndpointSlice ===
 
 impl Kind for EndpointSlice {
-    fn name(&self) -> KindName {
-        kind_name("discovery.k8s.io", "EndpointSlice")
-    }
-
-    fn scope(&self) -> KindScope {
-        KindScope::Namespaced
-    }
-
-    fn spec(&self) -> Option<&'static Type> {
-        None
-    }
-
     fn lower(&self, raw: RawObject) -> (Change, Vec<Problem>) {
         let mut problems = Vec::new();
         let nothing = |raw: RawObject| Change { owner: raw.owner, rows: Vec::new() };

@@ -9,13 +9,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::Workload;
-use model::{Change, Kind as KindName, Problem, Reason, Row};
+use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::decode;
-use crate::kind::{Kind, KindScope, kind_name};
+use crate::kind::Kind;
 use crate::object::RawObject;
-use crate::schema::Type;
 
 /// The kind.
 pub(crate) struct Pod;
@@ -67,18 +66,6 @@ struct PodIp {
 // === impl Pod ===
 
 impl Kind for Pod {
-    fn name(&self) -> KindName {
-        kind_name("", "Pod")
-    }
-
-    fn scope(&self) -> KindScope {
-        KindScope::Namespaced
-    }
-
-    fn spec(&self) -> Option<&'static Type> {
-        None
-    }
-
     fn lower(&self, raw: RawObject) -> (Change, Vec<Problem>) {
         let mut problems = Vec::new();
         let Some(Object { spec, status }) = decode(&raw, &mut problems) else {

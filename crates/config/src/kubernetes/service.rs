@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::rows::{DefaultVisibility, Protocol, Service as ServiceRow, ServicePort, TargetPort};
-use model::{Change, Kind as KindName, Problem, Reason, Row};
+use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::decode;
 use crate::export_to::{check, visibility};
-use crate::kind::{Kind, KindScope, kind_name};
+use crate::kind::Kind;
 use crate::object::RawObject;
-use crate::schema::{Type, describe};
+use crate::schema::describe;
 use crate::text::full_host;
 use crate::yaml::Value;
 
@@ -59,18 +59,6 @@ enum Target {
 // === impl Service ===
 
 impl Kind for Service {
-    fn name(&self) -> KindName {
-        kind_name("", "Service")
-    }
-
-    fn scope(&self) -> KindScope {
-        KindScope::Namespaced
-    }
-
-    fn spec(&self) -> Option<&'static Type> {
-        None
-    }
-
     fn lower(&self, raw: RawObject) -> (Change, Vec<Problem>) {
         let mut problems = Vec::new();
         let Some(Object { spec: Spec { selector, ports } }) = decode(&raw, &mut problems) else {

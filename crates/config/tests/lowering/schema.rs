@@ -143,7 +143,7 @@ fn path(steps: &[Step]) -> String {
 fn owner(known: &Known) -> Arc<ObjectRef> {
     Arc::new(ObjectRef {
         source: "test".into(),
-        kind: known.kind.name(),
+        kind: known.kind_name(),
         namespace: "default".into(),
         name: "mesh".into(),
     })
