@@ -12,7 +12,8 @@ use super::{ClusterKey, Key, Part, selects};
 use crate::ir::{Cluster, ClusterEndpoints, EndpointAddress, Endpoints, HttpVersion};
 use crate::object::Origins;
 use crate::rows::{
-    ConnectionPool, Endpoint, LbAlgorithm, Protocol, Subset, TcpPool, TrafficPolicy, UpgradePolicy,
+    ConnectionPool, Endpoint, HttpAction, LbAlgorithm, Protocol, Subset, TcpPool, TrafficPolicy,
+    UpgradePolicy,
 };
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
@@ -27,6 +28,13 @@ pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
     let mut origins = Origins::default();
     if let Some((id, _, index)) = &service {
         origins.push(id.origin(format!("spec.ports[{index}]")));
+    }
+    if let Some((id, rule, position)) = &key.asked_by
+        && let Some(rules) = view.rules(id)
+        && let Some(HttpAction::Forward(forward)) = rules.http.get(*rule).map(|r| &r.action)
+        && let Some(destination) = forward.destinations.get(*position)
+    {
+        origins.push(id.origin(format!("{}.destination", destination.field)));
     }
     let policy = effective_policy(view, key, &mut origins);
     let TrafficPolicy { load_balancer, connection_pool, outlier_detection } = policy;

@@ -119,8 +119,14 @@ fn find(view: &View<'_>, client: &Arc<str>, destination: &Destination, request_p
     let Destination { host, subset, port } = destination;
     let stub = |port: u16, fault| {
         let name = names::outbound_cluster(port, subset.as_deref(), host);
-        let policies = Vec::new();
-        let key = ClusterKey { name, service: None, policies, part: None, has_endpoints: false };
+        let key = ClusterKey {
+            name,
+            service: None,
+            policies: Vec::new(),
+            part: None,
+            has_endpoints: false,
+            asked_by: None,
+        };
         Found::Cluster(key, Some(fault))
     };
     let Some((id, service)) = view.service(host, client) else {
@@ -149,6 +155,7 @@ fn find(view: &View<'_>, client: &Arc<str>, destination: &Destination, request_p
         policies: (*chain).clone(),
         part: None,
         has_endpoints: true,
+        asked_by: None,
     }
     .with_endpoints(view);
     let Some(wanted) = subset else { return Found::Cluster(whole, None) };

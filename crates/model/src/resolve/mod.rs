@@ -99,6 +99,9 @@ pub struct ClusterKey {
     pub part: Option<Part>,
     /// Whether it has an endpoint set; a policy may say that addresses are taken as they are.
     pub has_endpoints: bool,
+    /// Where there is no service: the first destination of the scope that names it, by rule list,
+    /// rule and position. It is all that such a cluster comes from.
+    pub asked_by: Option<(RowId, usize, usize)>,
 }
 
 /// The part of a service that a subset names.

@@ -63,6 +63,7 @@ impl Query for Scope {
 
 fn router(view: &View<'_>, group: &Group) -> BTreeSet<RowKey> {
     let mut rows = BTreeSet::new();
+    let mut missing = BTreeMap::new();
     for ((bind, port), opened) in ports(view, group) {
         let mut servers = Servers::new();
         for server in &opened {
@@ -74,11 +75,8 @@ fn router(view: &View<'_>, group: &Group) -> BTreeSet<RowKey> {
         for (domain, plan) in domains(view, group, &opened) {
             let Plan { rules, servers } = plan;
             let rules: Vec<BoundRules> = rules.into_iter().map(|(_, bound)| bound).collect();
-            for cluster in rules.iter().flat_map(|bound| clusters(&bound.outcome)) {
-                if cluster.has_endpoints {
-                    rows.insert(RowKey::Endpoints(cluster.clone()));
-                }
-                rows.insert(RowKey::Cluster(cluster.clone()));
+            for bound in &rules {
+                add_clusters(bound, &mut rows, &mut missing);
             }
             let route_config = Arc::clone(&route_config);
             let key = RowKey::VirtualHost { route_config, domain, rules, servers };
@@ -91,6 +89,7 @@ fn router(view: &View<'_>, group: &Group) -> BTreeSet<RowKey> {
         let inline = (!group.capabilities.vhds).then(|| Arc::new(inline));
         rows.insert(RowKey::RouteConfiguration { name: route_config, inline, servers });
     }
+    rows.extend(missing.into_values().map(RowKey::Cluster));
     rows
 }
 
@@ -181,8 +180,31 @@ pub(super) fn served_domains(patterns: &[HostPattern], head: &Head) -> BTreeSet<
     domains
 }
 
-fn clusters(outcome: &[Vec<Option<ClusterKey>>]) -> impl Iterator<Item = &ClusterKey> {
-    outcome.iter().flatten().flatten()
+/// Add the clusters of a rule list. Of those that have no service the first destination that names
+/// each is kept, so that the scope holds one of a name.
+fn add_clusters(
+    bound: &BoundRules,
+    rows: &mut BTreeSet<RowKey>,
+    missing: &mut BTreeMap<Arc<str>, ClusterKey>,
+) {
+    for (rule, outcome) in bound.outcome.iter().enumerate() {
+        for (position, cluster) in outcome.iter().enumerate() {
+            let Some(cluster) = cluster else { continue };
+            if cluster.service.is_some() {
+                if cluster.has_endpoints {
+                    rows.insert(RowKey::Endpoints(cluster.clone()));
+                }
+                rows.insert(RowKey::Cluster(cluster.clone()));
+                continue;
+            }
+            let asked_by = Some((bound.id.clone(), rule, position));
+            let key = ClusterKey { asked_by, ..cluster.clone() };
+            let known = missing.entry(Arc::clone(&key.name)).or_insert_with(|| key.clone());
+            if key.asked_by < known.asked_by {
+                *known = key;
+            }
+        }
+    }
 }
 
 /// Build a listener.
