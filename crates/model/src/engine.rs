@@ -34,7 +34,7 @@ pub struct ScopeId(pub u32);
 
 /// Names a resource; several may have one name on the wire, never within one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ResourceId(pub u32);
+pub struct ResourceId(pub u64);
 
 /// What happened since the last batch.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +75,7 @@ pub struct Engine {
     groups: BTreeMap<Group, Members>,
     rows: HashMap<RowKey, Held>,
     problems: BTreeMap<RowId, Arc<BTreeSet<Problem>>>,
-    next_resource: u32,
+    next_resource: u64,
     next_scope: u32,
 }
 

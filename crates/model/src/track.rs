@@ -42,7 +42,7 @@ pub(crate) enum Fact {
 
 /// Names a query that has a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct NodeId(u32);
+pub(crate) struct NodeId(u64);
 
 /// A pure function of what its key and the view say.
 pub(crate) trait Query: Clone {
@@ -77,7 +77,7 @@ pub(crate) struct Graph {
     ids: RefCell<HashMap<Key, NodeId>>,
     nodes: RefCell<BTreeMap<NodeId, Node>>,
     readers: RefCell<HashMap<Fact, BTreeSet<NodeId>>>,
-    next: RefCell<u32>,
+    next: RefCell<u64>,
     /// Queries that are wanted for themselves.
     roots: RefCell<HashSet<NodeId>>,
     /// Queries that lost a reader, or were never read: to be looked at by `sweep`.
