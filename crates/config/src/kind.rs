@@ -58,44 +58,40 @@ const ISTIO_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 
 /// Every kind we read.
 pub const KINDS: &[Known] = &[
-    Known::cluster(&namespace::Namespace, "", "Namespace", "namespaces", &["v1"]),
-    Known::namespaced(&service::Service, "", "Service", "services", &["v1"]),
-    Known::namespaced(
+    Known::of(&namespace::Namespace, "", "Namespace", "namespaces", &["v1"]).in_cluster(),
+    Known::of(&service::Service, "", "Service", "services", &["v1"]),
+    Known::of(
         &endpoint_slice::EndpointSlice,
         "discovery.k8s.io",
         "EndpointSlice",
         "endpointslices",
         &["v1"],
     ),
-    Known::namespaced(&pod::Pod, "", "Pod", "pods", &["v1"]),
-    Known::namespaced(
+    Known::of(&pod::Pod, "", "Pod", "pods", &["v1"]),
+    Known::of(
         &virtual_service::VirtualService,
         ISTIO,
         "VirtualService",
         "virtualservices",
         ISTIO_VERSIONS,
     ),
-    Known::namespaced(
+    Known::of(
         &destination_rule::DestinationRule,
         ISTIO,
         "DestinationRule",
         "destinationrules",
         ISTIO_VERSIONS,
     ),
-    Known::namespaced(&gateway::Gateway, ISTIO, "Gateway", "gateways", ISTIO_VERSIONS),
-    Known::cluster(
-        &mesh_config::MeshConfig,
-        "heddle.io",
-        "MeshConfig",
-        "meshconfigs",
-        &["v1alpha1"],
-    ),
+    Known::of(&gateway::Gateway, ISTIO, "Gateway", "gateways", ISTIO_VERSIONS),
+    Known::of(&mesh_config::MeshConfig, "heddle.io", "MeshConfig", "meshconfigs", &["v1alpha1"])
+        .in_cluster(),
 ];
 
 // === impl Known ===
 
 impl Known {
-    const fn namespaced(
+    /// A kind whose objects live in namespaces.
+    const fn of(
         kind: &'static dyn Kind,
         group: &'static str,
         name: &'static str,
@@ -105,14 +101,9 @@ impl Known {
         Self { kind, scope: KindScope::Namespaced, group, name, plural, versions }
     }
 
-    const fn cluster(
-        kind: &'static dyn Kind,
-        group: &'static str,
-        name: &'static str,
-        plural: &'static str,
-        versions: &'static [&'static str],
-    ) -> Self {
-        Self { scope: KindScope::Cluster, ..Self::namespaced(kind, group, name, plural, versions) }
+    /// Whose objects live in none.
+    const fn in_cluster(self) -> Self {
+        Self { scope: KindScope::Cluster, ..self }
     }
 
     /// Group and kind, as an `ObjectRef` holds them.

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use foldhash::HashMap;
 
 use crate::ir;
-use crate::object::ObjectRef;
 use crate::problem::Problem;
 use crate::proxy::Proxy;
 use crate::resolve::{Group, GroupOf, Key, LintPolicy, LintRules, RowKey, Scope};
@@ -155,11 +154,6 @@ impl Engine {
     /// Every resource that some scope holds, with its origins as they are now.
     pub fn resources(&self) -> impl Iterator<Item = (ResourceId, Arc<ir::Resource>)> {
         self.rows.iter().filter_map(|(key, held)| Some((held.id, self.graph.peek(key)?)))
-    }
-
-    /// Every object that gave a row, in order.
-    pub fn objects(&self) -> impl Iterator<Item = &Arc<ObjectRef>> {
-        self.snapshot.objects()
     }
 
     /// Compare with a fresh engine that is given the same objects and proxies at once: every

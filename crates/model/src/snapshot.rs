@@ -236,11 +236,6 @@ impl Snapshot {
         self.objects.iter().map(change).collect()
     }
 
-    /// Every object that gave a row, in order.
-    pub fn objects(&self) -> impl Iterator<Item = &Arc<ObjectRef>> {
-        self.objects.keys()
-    }
-
     /// Replace one row; when it moves to another table it leaves the old one first.
     fn replace(&mut self, id: &RowId, old: Option<Row>, new: Option<Row>, facts: &mut Facts) {
         if let (Some(before), Some(after)) = (&old, &new)
