@@ -51,6 +51,8 @@ pub struct Known {
     pub plural: &'static str,
     /// Versions that mean the same, preferred first.
     pub versions: &'static [&'static str],
+    /// Whether an API server holds objects of this kind.
+    pub in_api: bool,
 }
 
 const ISTIO: &str = "networking.istio.io";
@@ -84,7 +86,8 @@ pub const KINDS: &[Known] = &[
     ),
     Known::of(&gateway::Gateway, ISTIO, "Gateway", "gateways", ISTIO_VERSIONS),
     Known::of(&mesh_config::MeshConfig, "heddle.io", "MeshConfig", "meshconfigs", &["v1alpha1"])
-        .in_cluster(),
+        .in_cluster()
+        .in_config_map(),
 ];
 
 // === impl Known ===
@@ -98,12 +101,17 @@ impl Known {
         plural: &'static str,
         versions: &'static [&'static str],
     ) -> Self {
-        Self { kind, scope: KindScope::Namespaced, group, name, plural, versions }
+        Self { kind, scope: KindScope::Namespaced, group, name, plural, versions, in_api: true }
     }
 
     /// Whose objects live in none.
     const fn in_cluster(self) -> Self {
         Self { scope: KindScope::Cluster, ..self }
+    }
+
+    /// Which in a cluster is the text of a ConfigMap, as Istio has it.
+    const fn in_config_map(self) -> Self {
+        Self { in_api: false, ..self }
     }
 
     /// Group and kind, as an `ObjectRef` holds them.

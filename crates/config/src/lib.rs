@@ -12,6 +12,7 @@
 mod export_to;
 mod head;
 mod istio;
+mod json;
 mod kind;
 mod kubernetes;
 mod object;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use model::{Kind as KindName, ObjectRef, Problem, Reason};
 
 use crate::head;
-use crate::kind::{Known, known_kind, other_kind};
+use crate::kind::{KindScope, Known, known_kind, other_kind};
 use crate::yaml::{self, Mark, Node, Value};
 
 /// An object as it was read, before its kind has looked at it.
@@ -120,7 +120,7 @@ impl Reader<'_> {
         let text = |key: &str| metadata.and_then(|m| m.get(key)).and_then(Node::as_str);
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let known = known_kind(group, kind);
-        let namespaced = known.is_none_or(|k| k.scope == crate::KindScope::Namespaced);
+        let namespaced = known.is_none_or(|k| k.scope == KindScope::Namespaced);
         let owner = Arc::new(ObjectRef {
             source: Arc::clone(self.source),
             kind: match known {
@@ -214,6 +214,23 @@ impl RawObject {
             .and_then(Node::as_str)
             .and_then(parse_timestamp);
         Self { owner, created, generation, labels, body, line_offset }
+    }
+
+    /// An object as an API server holds it. None when it has no name.
+    pub fn from_api(source: &Arc<str>, known: &Known, body: Node) -> Option<Self> {
+        let metadata = body.get("metadata");
+        let text = |key: &str| metadata.and_then(|m| m.get(key)).and_then(Node::as_str);
+        let namespace = match known.scope {
+            KindScope::Namespaced => text("namespace")?,
+            KindScope::Cluster => "",
+        };
+        let owner = Arc::new(ObjectRef {
+            source: Arc::clone(source),
+            kind: known.kind_name(),
+            namespace: Arc::from(namespace),
+            name: Arc::from(text("name")?),
+        });
+        Some(Self::new(owner, body, 0))
     }
 
     /// What kind it is.

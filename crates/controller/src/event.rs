@@ -70,10 +70,34 @@ pub(crate) struct SourceUpdate {
 /// An object as its source has it.
 #[derive(Debug)]
 pub(crate) struct SourceObject {
-    pub(crate) file: PathBuf,
-    pub(crate) raw: RawObject,
+    /// Where it is written; none for what an API server holds.
+    pub(crate) written: Option<Written>,
+    /// Generation, where the API server counts it.
+    pub(crate) generation: Option<i64>,
     /// Faults within the object.
     pub(crate) problems: Vec<Problem>,
+}
+
+/// The file of an object, and the object as it is written there.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) file: PathBuf,
+    pub(crate) raw: RawObject,
+}
+
+// === impl SourceObject ===
+
+impl SourceObject {
+    /// File and line of a field, such as `rules.yaml:12`.
+    pub(crate) fn place(&self, field: &str) -> Option<String> {
+        let Written { file, raw } = self.written.as_ref()?;
+        Some(format!("{}:{}", file.display(), raw.locate(field).line))
+    }
+
+    /// Line of a field in its file.
+    pub(crate) fn line(&self, field: &str) -> Option<u32> {
+        Some(self.written.as_ref()?.raw.locate(field).line)
+    }
 }
 
 /// Something wrong with a file, or with a document that is no object of ours.

@@ -30,7 +30,9 @@ use tokio::task::JoinSet;
 use crate::connector::StreamConnector;
 use crate::pipeline::Pipeline;
 use crate::serve::Listeners;
-use crate::settings::{Args, Settings};
+use crate::settings::{Args, Settings, Source};
+use crate::sources::directory::Directory;
+use crate::sources::kubernetes::Kubernetes;
 use crate::world::Shared;
 
 /// Events that may wait for the loop. When full, sources and new streams wait; rejections are
@@ -66,7 +68,7 @@ async fn run(settings: Settings) -> Result<()> {
         xds = %listeners.xds_address,
         http = %listeners.http_address,
         admin = %listeners.admin_address,
-        source = %settings.source.display(),
+        source = %settings.source,
         "heddle-controller {} starts",
         env!("CARGO_PKG_VERSION"),
     );
@@ -75,8 +77,16 @@ async fn run(settings: Settings) -> Result<()> {
     let shared = Arc::new(Shared::default());
     let mut tasks = JoinSet::new();
 
-    let source = sources::directory::Directory::open(settings.source, settings.mesh_config)?;
-    tasks.spawn(source.run(inbox.clone(), stopped.clone()));
+    match settings.source {
+        Source::Directory { root, mesh_config } => {
+            let source = Directory::open(root, mesh_config)?;
+            tasks.spawn(source.run(inbox.clone(), stopped.clone()));
+        }
+        Source::Kubernetes { mesh_config_map } => {
+            let source = Kubernetes::open(mesh_config_map, Arc::clone(&shared.sources)).await?;
+            tasks.spawn(source.run(inbox.clone(), stopped.clone()));
+        }
+    }
     let connector = Arc::new(StreamConnector::new(inbox.clone(), Arc::clone(&shared)));
     let pipeline = Pipeline::new(Arc::clone(&shared), settings.verify_engine);
     tasks.spawn(pipeline.run(events, stopped.clone()));

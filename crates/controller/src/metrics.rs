@@ -12,6 +12,7 @@ use prometheus::{
 use prometheus::{Opts, Registry, TextEncoder};
 use xds::{ResourceType, Stats, Streams};
 
+use crate::sources::SourceState;
 use crate::world::Shared;
 
 /// The exporter.
@@ -33,6 +34,7 @@ pub(crate) struct Metrics {
     virtual_services: IntGauge,
     problems: IntGaugeVec,
     ready: IntGauge,
+    sources: IntGaugeVec,
     /// Two who ask at once would count everything twice.
     asking: Mutex<()>,
 }
@@ -110,6 +112,10 @@ impl Metrics {
                 &["severity"],
             )?,
             ready: gauge("heddle_ready", "Whether every source has synced")?,
+            sources: IntGaugeVec::new(
+                Opts::new("heddle_source_stale", "Whether a watch of the cluster cannot go on"),
+                &["kind"],
+            )?,
             asking: Mutex::default(),
         };
         let info = IntGaugeVec::new(Opts::new("pilot_info", "Version"), &["version"])?;
@@ -120,6 +126,7 @@ impl Metrics {
         registry.register(Box::new(metrics.rejects.clone()))?;
         registry.register(Box::new(metrics.objects.clone()))?;
         registry.register(Box::new(metrics.problems.clone()))?;
+        registry.register(Box::new(metrics.sources.clone()))?;
         registry.register(Box::new(BATCH_SECONDS.clone()))?;
         let gauges = [
             &metrics.proxies,
@@ -192,6 +199,10 @@ impl Metrics {
         }
         self.problems.with_label_values(&["error"]).set(errors);
         self.problems.with_label_values(&["warning"]).set(warnings);
+        for (kind, watched) in self.shared.sources.list() {
+            let stale = watched.state == SourceState::Stale;
+            self.sources.with_label_values(&[kind]).set(i64::from(stale));
+        }
         self.ready.set(i64::from(*self.shared.ready.borrow()));
     }
 }

@@ -237,9 +237,7 @@ impl Pipeline {
         let known = Arc::clone(&self.shared.world.load().problems);
         for problem in world.problems.difference(&known) {
             let object = world.objects.get(&problem.object);
-            let place = object.map_or_else(String::new, |object| {
-                format!("{}:{}", object.file.display(), object.raw.locate(&problem.field).line)
-            });
+            let place = object.and_then(|object| object.place(&problem.field)).unwrap_or_default();
             match problem.severity {
                 Severity::Error => tracing::error!(%place, "{problem}"),
                 Severity::Warning => tracing::warn!(%place, "{problem}"),

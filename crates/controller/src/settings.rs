@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** arguments and environment are read here, once; everything else gets values.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -14,12 +15,17 @@ use crate::logging::Format;
 #[derive(Debug, Parser)]
 #[command(name = "heddle-controller", version, max_term_width = 100)]
 pub(crate) struct Args {
-    /// Where objects come from: directory=PATH, a folder of YAML that is watched
-    #[arg(long, env = "HEDDLE_SOURCE", value_name = "KIND=WHERE")]
+    /// Where objects come from: directory=PATH, a folder of YAML that is watched; or kubernetes,
+    /// the cluster of the kubeconfig or of the pod that this runs in
+    #[arg(long, env = "HEDDLE_SOURCE", value_name = "SOURCE")]
     source: String,
-    /// File of mesh settings (MeshConfig), watched too
+    /// File of mesh settings (MeshConfig) beside a directory, watched too
     #[arg(long, env = "HEDDLE_MESH_CONFIG", value_name = "FILE")]
     mesh_config: Option<PathBuf>,
+    /// In a cluster: the ConfigMap of the own namespace that holds the mesh settings under the key
+    /// `mesh`
+    #[arg(long, env = "HEDDLE_MESH_CONFIG_MAP", default_value = "heddle", value_name = "NAME")]
+    mesh_config_map: String,
     /// Where proxies connect, in plain text; keep it on loopback
     #[arg(
         long,
@@ -58,14 +64,22 @@ pub(crate) struct Args {
 /// What the controller does.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    pub(crate) source: PathBuf,
-    pub(crate) mesh_config: Option<PathBuf>,
+    pub(crate) source: Source,
     pub(crate) xds_address: SocketAddr,
     pub(crate) http_address: SocketAddr,
     pub(crate) admin_address: SocketAddr,
     pub(crate) verify_engine: bool,
     pub(crate) log_level: String,
     pub(crate) log_format: Format,
+}
+
+/// Where objects come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A folder of YAML.
+    Directory { root: PathBuf, mesh_config: Option<PathBuf> },
+    /// A cluster.
+    Kubernetes { mesh_config_map: String },
 }
 
 // === impl Settings ===
@@ -76,6 +90,7 @@ impl Settings {
         let Args {
             source,
             mesh_config,
+            mesh_config_map,
             xds_address,
             http_address,
             admin_address,
@@ -83,8 +98,16 @@ impl Settings {
             log_level,
             log_format,
         } = args;
-        let Some(source) = source.strip_prefix("directory=").filter(|path| !path.is_empty()) else {
-            bail!("--source {source:?} is not understood; use directory=PATH");
+        let source = match source.split_once('=') {
+            Some(("directory", path)) if !path.is_empty() => {
+                Source::Directory { root: PathBuf::from(path), mesh_config }
+            }
+            None if source == "kubernetes" && mesh_config.is_some() => bail!(
+                "--mesh-config has no effect with --source kubernetes; put the settings into \
+                 ConfigMap {mesh_config_map} of the namespace of the controller, under the key mesh"
+            ),
+            None if source == "kubernetes" => Source::Kubernetes { mesh_config_map },
+            _ => bail!("--source {source:?} is not understood; use directory=PATH or kubernetes"),
         };
         if !admin_address.ip().is_loopback() {
             bail!(
@@ -93,8 +116,7 @@ impl Settings {
             );
         }
         Ok(Self {
-            source: PathBuf::from(source),
-            mesh_config,
+            source,
             xds_address,
             http_address,
             admin_address,
@@ -102,5 +124,16 @@ impl Settings {
             log_level,
             log_format,
         })
+    }
+}
+
+// === impl Source ===
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory { root, .. } => write!(f, "{}", root.display()),
+            Self::Kubernetes { .. } => f.write_str("kubernetes"),
+        }
     }
 }

@@ -13,6 +13,7 @@ use xds::{EncodedResource, Publisher, ResourceType, ScopeId};
 use crate::event::{FileProblem, SourceObject};
 use crate::publish::{Encoded, Resources};
 use crate::pushes::Pushes;
+use crate::sources::SourceStates;
 
 /// The published values.
 pub(crate) struct Shared {
@@ -22,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) world: ArcSwap<World>,
     /// Whether every source has synced and what it said is published.
     pub(crate) ready: watch::Sender<bool>,
+    /// How the watches of sources are doing.
+    pub(crate) sources: Arc<SourceStates>,
 }
 
 /// Resources of a scope: what is offered, and the `ir` it was made of.
@@ -55,6 +58,7 @@ impl Default for Shared {
             publisher: Arc::default(),
             world: ArcSwap::default(),
             ready: watch::Sender::new(false),
+            sources: Arc::default(),
         }
     }
 }
@@ -79,12 +83,14 @@ impl World {
     pub(crate) fn describe(&self, origin: &Origin) -> String {
         match self.objects.get(&origin.object) {
             Some(object) => {
-                let at = object.raw.locate(&origin.field);
-                let generation = match object.raw.generation {
+                let generation = match object.generation {
                     Some(generation) => format!(" generation {generation}"),
                     None => String::new(),
                 };
-                format!("{origin}{generation} ({}:{})", object.file.display(), at.line)
+                match object.place(&origin.field) {
+                    Some(place) => format!("{origin}{generation} ({place})"),
+                    None => format!("{origin}{generation}"),
+                }
             }
             None => origin.to_string(),
         }

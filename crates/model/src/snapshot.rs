@@ -20,7 +20,7 @@ use crate::rows::{
 };
 
 /// One row of any table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Row {
     /// Settings of the mesh.
     Mesh(Mesh),

@@ -14,6 +14,7 @@ use xds::{EncodedResource, Protocol, ResourceType, StreamStatus, TypeStatus};
 use super::Admin;
 use crate::event::FileProblem;
 use crate::pushes::Push;
+use crate::sources::{SourceStates, Watched};
 use crate::world::{Offered, World};
 
 /// Every stream and the state of its types.
@@ -91,7 +92,7 @@ pub(super) fn configz(world: &World) -> Value {
         .objects
         .iter()
         .map(|(owner, object)| {
-            let at = object.raw.locate("");
+            let file = object.written.as_ref().map(|w| w.file.display().to_string());
             let problems = world.problems_of(owner);
             json!({
                 "kind": owner.kind.name,
@@ -99,11 +100,11 @@ pub(super) fn configz(world: &World) -> Value {
                 "namespace": &*owner.namespace,
                 "name": &*owner.name,
                 "source": &*owner.source,
-                "file": object.file.display().to_string(),
-                "line": at.line,
-                "generation": object.raw.generation,
+                "file": file,
+                "line": object.line(""),
+                "generation": object.generation,
                 "accepted": !problems.iter().any(|p| p.severity == model::Severity::Error),
-                "problems": of_problems(&problems, |field| object.raw.locate(field).line),
+                "problems": of_problems(&problems, |field| object.line(field)),
             })
         })
         .collect();
@@ -111,7 +112,21 @@ pub(super) fn configz(world: &World) -> Value {
     json!({ "revision": world.revision, "objects": objects, "files": files })
 }
 
-fn of_problems(problems: &BTreeSet<&Problem>, line: impl Fn(&str) -> u32) -> Vec<Value> {
+/// Every watch of a cluster.
+pub(super) fn sourcez(sources: &SourceStates) -> Value {
+    let one = |(kind, w): (&'static str, Watched)| {
+        json!({
+            "kind": kind,
+            "state": w.state.as_str(),
+            "since": rfc3339(w.since),
+            "objects": w.objects,
+            "error": w.error,
+        })
+    };
+    Value::Array(sources.list().into_iter().map(one).collect())
+}
+
+fn of_problems(problems: &BTreeSet<&Problem>, line: impl Fn(&str) -> Option<u32>) -> Vec<Value> {
     let one = |p: &&Problem| {
         json!({
             "field": p.field,

@@ -41,7 +41,7 @@ struct LevelQuery {
     level: Option<String>,
 }
 
-const PAGES: [(&str, &str); 5] = [
+const PAGES: [(&str, &str); 6] = [
     ("/debug/syncz", "connected proxies: per type what was sent, accepted, rejected"),
     ("/debug/configz", "accepted objects and what is wrong with them"),
     ("/debug/config_dump?proxyID=", "what a proxy is offered, in the shape of Envoy's own dump"),
@@ -49,6 +49,7 @@ const PAGES: [(&str, &str); 5] = [
         "/debug/pushz",
         "the last batches: what came in, what ran again, what differed, who was woken",
     ),
+    ("/debug/sourcez", "the watches of the cluster: what was read, and since when one is stale"),
     ("/debug/logging", "log level; POST /debug/logging?level=debug changes it"),
 ];
 
@@ -94,6 +95,7 @@ pub(crate) fn private(admin: Admin) -> Router {
         .route("/debug/configz", get(configz))
         .route("/debug/config_dump", get(config_dump))
         .route("/debug/pushz", get(pushz))
+        .route("/debug/sourcez", get(sourcez))
         .route("/debug/logging", get(level).post(set_level))
         .layer(from_fn(only_loopback_names))
         .with_state(admin)
@@ -143,6 +145,10 @@ async fn configz(State(admin): State<Admin>) -> Json<Value> {
 
 async fn pushz(State(admin): State<Admin>) -> Json<Value> {
     Json(dump::pushz(&admin.shared.world.load()))
+}
+
+async fn sourcez(State(admin): State<Admin>) -> Json<Value> {
+    Json(dump::sourcez(&admin.shared.sources))
 }
 
 async fn config_dump(State(admin): State<Admin>, Query(query): Query<ProxyQuery>) -> Response {

@@ -13,7 +13,7 @@ use config::RawObject;
 use config::yaml::Mark;
 use model::{Change, ObjectRef, Severity};
 
-use crate::event::{FileProblem, SourceObject, SourceUpdate};
+use crate::event::{FileProblem, SourceObject, SourceUpdate, Written};
 
 /// Files that are larger are refused: no rule needs as much, and a mistake may.
 pub(super) const LARGEST_FILE: u64 = 16 << 20;
@@ -124,7 +124,8 @@ impl Files {
                 Severity::Warning => tracing::warn!(%place, "{problem}"),
             }
         }
-        let object = SourceObject { file: path.clone(), raw: raw.clone(), problems };
+        let written = Some(Written { file: path.clone(), raw: raw.clone() });
+        let object = SourceObject { written, generation: raw.generation, problems };
         (change, Some(Arc::new(object)))
     }
 
@@ -268,6 +269,12 @@ mod tests {
         objects.iter().map(|(c, o)| (c.owner.to_string(), o.is_some())).collect()
     }
 
+    /// File of the first object that was said.
+    fn file_of(update: &SourceUpdate) -> &Path {
+        let object = update.objects[0].1.as_ref().expect("there");
+        &object.written.as_ref().expect("of a file").file
+    }
+
     #[test]
     fn a_file_that_breaks_keeps_its_objects_and_says_so() {
         let mut files = files();
@@ -301,11 +308,11 @@ mod tests {
         files.take_update();
         files.set(Path::new("a.yaml"), service("x"), false);
         let update = files.take_update().expect("changed");
-        assert_eq!(update.objects[0].1.as_ref().expect("there").file, Path::new("a.yaml"));
+        assert_eq!(file_of(&update), Path::new("a.yaml"));
         assert_eq!(update.files.expect("files")[0].file, Path::new("b.yaml"));
         files.remove(Path::new("a.yaml"));
         let update = files.take_update().expect("changed");
-        assert_eq!(update.objects[0].1.as_ref().expect("there").file, Path::new("b.yaml"));
+        assert_eq!(file_of(&update), Path::new("b.yaml"));
     }
 
     #[test]

@@ -5,3 +5,7 @@
 
 pub(crate) mod directory;
 mod files;
+pub(crate) mod kubernetes;
+mod states;
+
+pub(crate) use states::{SourceState, SourceStates, Watched};

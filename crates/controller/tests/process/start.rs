@@ -33,10 +33,12 @@ fn given_a_source_that_is_none_then_it_ends_with_path_flag_and_advice() {
         1,
         &[&file, "--source", "is a file", "folder"],
     );
-    for source in ["kubernetes", "directory", "directory=", "folder=/x", ""] {
+    for source in ["kubernetes=x", "directory", "directory=", "folder=/x", ""] {
         refuses(&["--source", source], 1, &["--source", "directory=PATH"]);
     }
     refuses(&[], 2, &["--source"]);
+    let file = format!("--mesh-config={file}");
+    refuses(&["--source=kubernetes", &file], 1, &["--mesh-config", "ConfigMap heddle", "key mesh"]);
 }
 
 #[test]
