@@ -1,0 +1,388 @@
+//! The authority in service: files are watched, requests are answered, the server's own
+//! certificate is renewed.
+//!
+//! In: a folder of files, checked requests. Out: certificates, TLS settings for new connections,
+//! the trust bundle as a file.
+//!
+//! Files are read again every few seconds rather than on a notice of the system: notices get lost
+//! on mounted volumes, and a certificate that was missed is an outage when the old one ends.
+//!
+//! **Invariant:** an authority is in service only after its checks; a bad one leaves the old one
+//! in place. One writer, `run`; readers take no lock.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::digest::{SHA256, digest};
+use rustls::ServerConfig;
+use tokio::sync::watch;
+
+use crate::authenticate::{Refusal, Verified};
+use crate::authority::{Authority, CaFiles, IssueError};
+use crate::csr::{CertifiedRequest, CsrError};
+use crate::folder::{FolderError, IdentityFolder, key_is_open, read_ca};
+use crate::queue::{Busy, SigningQueue};
+use crate::spiffe::TrustDomain;
+use crate::stats::Stats;
+use crate::tls::{ServerIdentity, ServerTls, TlsError};
+
+/// Time between two looks at the files.
+const LOOK: Duration = Duration::from_secs(2);
+/// Days before its end when an authority is warned about.
+const WARNINGS: [u64; 4] = [1, 7, 14, 30];
+
+/// Where the authority's files are.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Made here when there are none.
+    SelfSigned,
+    /// Given: `ca-cert.pem`, `ca-key.pem`, `root-cert.pem`, `cert-chain.pem`. Never written.
+    PlugIn(PathBuf),
+}
+
+/// What an authority in service is set to.
+#[derive(Clone, Debug)]
+pub struct CaSettings {
+    /// The mesh.
+    pub trust_domain: TrustDomain,
+    /// Its folder.
+    pub folder: IdentityFolder,
+    /// Its files.
+    pub source: Source,
+    /// Who the server is.
+    pub server: ServerIdentity,
+    /// Lifetime of certificates whose request names none.
+    pub lifetime: Duration,
+    /// Longest lifetime; requests for more get this.
+    pub longest: Duration,
+}
+
+/// The authority in service.
+pub struct CertificateAuthority {
+    settings: CaSettings,
+    current: ArcSwap<Authority>,
+    tls: watch::Sender<Arc<ServerConfig>>,
+    queue: SigningQueue,
+    stats: Arc<Stats>,
+}
+
+/// Why an authority cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum CaStartError {
+    /// Its files.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The server's own certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Its threads.
+    #[error("starting threads: {0}")]
+    Threads(std::io::Error),
+}
+
+/// Why a caller gets no certificate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoCertificate {
+    /// The request.
+    #[error(transparent)]
+    Request(#[from] CsrError),
+    /// The credential was used up meanwhile.
+    #[error(transparent)]
+    Caller(#[from] Refusal),
+    /// The authority.
+    #[error(transparent)]
+    Authority(#[from] IssueError),
+    /// The queue.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+}
+
+/// What `run` remembers.
+struct Seen {
+    /// Digest of the files in service, or of those last refused.
+    digest: [u8; 32],
+    /// What the last look failed with.
+    failure: Option<String>,
+    /// Index into `WARNINGS` of the last warning.
+    warned: Option<u64>,
+    /// When the server's certificate is made anew.
+    renew: SystemTime,
+}
+
+// === impl CertificateAuthority ===
+
+impl CertificateAuthority {
+    /// Read the files, or make them, and take up service.
+    pub fn start(settings: CaSettings, stats: Arc<Stats>) -> Result<Arc<Self>, CaStartError> {
+        let now = SystemTime::now();
+        let files = match &settings.source {
+            Source::SelfSigned => settings.folder.self_signed(&settings.trust_domain, now)?,
+            Source::PlugIn(folder) => read_ca(folder)?,
+        };
+        let folder = settings.ca_folder();
+        if key_is_open(&folder) {
+            tracing::warn!(
+                folder = %folder.display(),
+                "ca-key.pem can be read by others than its owner; run chmod 600 on it"
+            );
+        }
+        let authority = Authority::from_files(&files, now)
+            .map_err(|source| FolderError::Ca { folder, source })?;
+        settings.folder.publish(authority.roots())?;
+        let tls = ServerTls::new(&authority, &settings.server, now)?;
+        log_authority(&authority, "certificate authority in service");
+        Ok(Arc::new(Self {
+            settings,
+            current: ArcSwap::from_pointee(authority),
+            tls: watch::Sender::new(tls.config),
+            queue: SigningQueue::new().map_err(CaStartError::Threads)?,
+            stats,
+        }))
+    }
+
+    /// The authority that signs now.
+    pub fn authority(&self) -> Arc<Authority> {
+        self.current.load_full()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// The mesh.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.settings.trust_domain
+    }
+
+    /// TLS settings for new connections.
+    pub fn tls(&self) -> watch::Receiver<Arc<ServerConfig>> {
+        self.tls.subscribe()
+    }
+
+    /// Issue to a caller. `lifetime`: none = as set.
+    pub async fn issue(
+        self: &Arc<Self>,
+        caller: Verified,
+        csr: String,
+        lifetime: Option<Duration>,
+    ) -> Result<Vec<String>, NoCertificate> {
+        self.stats.requests.add(1);
+        let lifetime = lifetime.unwrap_or(self.settings.lifetime).min(self.settings.longest);
+        let ca = Arc::clone(self);
+        let id = caller.id.clone();
+        let job = move || ca.issue_now(&caller, &csr, lifetime);
+        self.queue.run(&id, job).await.unwrap_or_else(|busy| {
+            self.stats.busy.add(1);
+            self.refused(&id, "busy", &busy.into())
+        })
+    }
+
+    fn issue_now(
+        &self,
+        caller: &Verified,
+        csr: &str,
+        lifetime: Duration,
+    ) -> Result<Vec<String>, NoCertificate> {
+        let id = &caller.id;
+        let request = CertifiedRequest::check(csr.as_bytes(), id).or_else(|error| {
+            self.stats.bad_requests.add(1);
+            self.refused(id, error.reason(), &error.into())
+        })?;
+        let authority = self.current.load();
+        let issued = authority.issue(id, &request, lifetime, SystemTime::now());
+        let issued = issued.or_else(|error| {
+            self.stats.signing_failures.add(1);
+            self.refused(id, "signing", &error.into())
+        })?;
+        if let Some(once) = &caller.redeem {
+            once.redeem().or_else(|error| self.refused(id, error.reason(), &error.into()))?;
+        }
+        self.stats.issued.add(1);
+        tracing::info!(
+            %id, by = %caller.method, serial = issued.serial,
+            expires = %at(issued.not_after), "certificate issued"
+        );
+        Ok(authority.answer(&issued))
+    }
+
+    /// Count and log a refusal.
+    fn refused<T>(
+        &self,
+        id: &crate::SpiffeId,
+        reason: &'static str,
+        why: &NoCertificate,
+    ) -> Result<T, NoCertificate> {
+        self.stats.refused(reason);
+        tracing::warn!(%id, reason, "certificate refused: {why}");
+        Err(why.clone())
+    }
+
+    /// Watch the files and renew the server's certificate, until told to stop.
+    pub async fn run(self: Arc<Self>, mut stopped: watch::Receiver<bool>) {
+        let mut seen = Seen {
+            digest: [0; 32],
+            failure: None,
+            warned: None,
+            renew: SystemTime::now() + self.half_life(),
+        };
+        loop {
+            tokio::select! {
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let ca = Arc::clone(&self);
+            // Reading files, and checks that sign.
+            let looked = tokio::task::spawn_blocking(move || {
+                ca.look(&mut seen, SystemTime::now());
+                seen
+            });
+            match looked.await {
+                Ok(back) => seen = back,
+                Err(error) => {
+                    tracing::error!("watching the files of the authority failed: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One look at the files and the clock.
+    fn look(&self, seen: &mut Seen, now: SystemTime) {
+        let folder = self.settings.ca_folder();
+        match read_ca(&folder) {
+            Ok(files) => {
+                let digest = digest_of(&files);
+                if seen.digest != digest {
+                    let first = seen.digest == [0; 32];
+                    seen.digest = digest;
+                    seen.failure = None;
+                    self.reload(&files, first, seen, now);
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if seen.failure.as_ref() != Some(&text) {
+                    self.stats.bad_files.add(1);
+                    tracing::error!(
+                        "the authority's files cannot be read; the old ones stay in service: {text}"
+                    );
+                    seen.failure = Some(text);
+                }
+            }
+        }
+        if now >= seen.renew {
+            self.renew(seen, now);
+        }
+        self.warn_of_end(seen, now);
+    }
+
+    fn reload(&self, files: &CaFiles, first: bool, seen: &mut Seen, now: SystemTime) {
+        let authority = match Authority::from_files(files, now) {
+            Ok(authority) => authority,
+            Err(error) => {
+                self.stats.bad_files.add(1);
+                tracing::error!(
+                    "the authority's new files are refused; the old ones stay in service: {error}"
+                );
+                return;
+            }
+        };
+        let current = self.current.load();
+        if first && authority.about() == current.about() && authority.roots() == current.roots() {
+            return;
+        }
+        log_authority(&authority, "certificate authority replaced");
+        if let Err(error) = self.settings.folder.publish(authority.roots()) {
+            tracing::error!("the trust bundle cannot be published: {error}");
+        }
+        self.current.store(Arc::new(authority));
+        self.renew(seen, now);
+    }
+
+    /// A new certificate for the server; connections that are open keep theirs.
+    fn renew(&self, seen: &mut Seen, now: SystemTime) {
+        match ServerTls::new(&self.current.load(), &self.settings.server, now) {
+            Ok(tls) => {
+                self.tls.send_replace(tls.config);
+                let left = tls.not_after.duration_since(now).unwrap_or_default();
+                seen.renew = now + left / 2;
+                tracing::info!(expires = %at(tls.not_after), "server certificate renewed");
+            }
+            Err(error) => {
+                tracing::error!("the server's certificate cannot be renewed: {error}");
+                seen.renew = now + Duration::from_secs(30);
+            }
+        }
+    }
+
+    fn warn_of_end(&self, seen: &mut Seen, now: SystemTime) {
+        let end = self.current.load().about().not_after;
+        let left = end.duration_since(now).unwrap_or_default();
+        let due = WARNINGS.into_iter().find(|days| left <= Duration::from_secs(days * 24 * 3600));
+        if due != seen.warned {
+            seen.warned = due;
+            if let Some(days) = due {
+                tracing::warn!(expires = %at(end), "the certificate authority ends within {days} days; replace it");
+            }
+        }
+    }
+
+    /// Half of what a server certificate made now may live.
+    fn half_life(&self) -> Duration {
+        let end = self.current.load().about().not_after;
+        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+        left.min(Duration::from_secs(24 * 3600)) / 2
+    }
+}
+
+// === impl CaSettings ===
+
+impl CaSettings {
+    fn ca_folder(&self) -> PathBuf {
+        match &self.source {
+            Source::SelfSigned => self.folder.ca(),
+            Source::PlugIn(folder) => folder.clone(),
+        }
+    }
+}
+
+fn log_authority(authority: &Authority, message: &str) {
+    let about = authority.about();
+    tracing::info!(
+        subject = about.subject,
+        key = about.key,
+        self_signed = about.self_signed,
+        roots = authority.roots().roots().count(),
+        expires = %at(about.not_after),
+        "{message}"
+    );
+}
+
+fn digest_of(files: &CaFiles) -> [u8; 32] {
+    let CaFiles { certificate, key, roots, chain } = files;
+    let mut all = zeroize::Zeroizing::new(Vec::with_capacity(128));
+    for part in [certificate, &**key, roots, chain] {
+        all.extend_from_slice(digest(&SHA256, part).as_ref());
+    }
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, &all).as_ref());
+    out
+}
+
+/// A time as people read it, in UTC.
+pub fn at(time: SystemTime) -> String {
+    let time = time::OffsetDateTime::from(time);
+    let (date, clock) = (time.date(), time.time());
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second()
+    )
+}

@@ -1,0 +1,135 @@
+//! A client of the certificate service.
+//!
+//! In: an address, a trust bundle, a credential, a key. Out: a certificate for that key.
+//!
+//! **Invariant:** the key never leaves the process; the server is believed by the bundle only.
+
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rcgen::{CertificateParams, DistinguishedName, SanType};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use std::sync::Arc;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::api::IstioCertificateRequest;
+use crate::api::istio_certificate_service_client::IstioCertificateServiceClient;
+use crate::key::PrivateKey;
+use crate::pem;
+use crate::spiffe::SpiffeId;
+
+/// Time for a connection and for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the service answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certified {
+    /// The certificate and the chain below the root, PEM.
+    pub chain: String,
+    /// The roots to trust, PEM.
+    pub roots: String,
+}
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The address.
+    #[error("{0:?} is not HOST:PORT")]
+    Address(String),
+    /// No connection.
+    #[error("connecting to {address}: {why}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// Why not.
+        why: String,
+    },
+    /// The request.
+    #[error("making a request: {0}")]
+    Request(String),
+    /// The service said no.
+    #[error("the certificate service refused: {}", .0.message())]
+    Refused(Status),
+    /// The service said something else.
+    #[error("the certificate service answered without a certificate or without roots")]
+    Answer,
+}
+
+/// Connect to the control plane at `address`, such as `heddle.heddle-system.svc:15012`.
+pub async fn connect(address: &str, tls: ClientConfig) -> Result<Channel, ClientError> {
+    let bad = || ClientError::Address(address.to_owned());
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    port.parse::<u16>().map_err(|_| bad())?;
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let name = ServerName::try_from(bare.to_owned()).map_err(|_| bad())?;
+    let connector = TlsConnector::from(Arc::new(tls));
+    let dial = address.to_owned();
+    let connect = tower::service_fn(move |_: http::Uri| {
+        let (connector, name, dial) = (connector.clone(), name.clone(), dial.clone());
+        async move {
+            let stream = TcpStream::connect(&dial).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+        }
+    });
+    // The scheme is that of the inner protocol; TLS is done above.
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| bad())?;
+    let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
+    endpoint.connect_with_connector(connect).await.map_err(|error| {
+        let mut why = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            why = cause.to_string();
+            source = cause.source();
+        }
+        ClientError::Connect { address: address.to_owned(), why }
+    })
+}
+
+/// A request for a certificate of this key, PEM. `id`: what to ask for; it is proven elsewhere.
+pub fn csr(key: &PrivateKey, id: Option<&SpiffeId>) -> Result<String, ClientError> {
+    let failed = |error: rcgen::Error| ClientError::Request(error.to_string());
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    if let Some(id) = id {
+        let uri = id.to_string().try_into().map_err(failed)?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
+    }
+    let request = params.serialize_request(key).map_err(failed)?;
+    Ok(pem::encode("CERTIFICATE REQUEST", request.der()))
+}
+
+/// Ask for a certificate. `token`: none = the connection's certificate proves who asks.
+/// `lifetime`: none = as the service likes.
+pub async fn request(
+    channel: &Channel,
+    token: Option<&str>,
+    csr: String,
+    lifetime: Option<Duration>,
+) -> Result<Certified, ClientError> {
+    let seconds = lifetime.unwrap_or_default().as_secs();
+    let mut request = Request::new(IstioCertificateRequest {
+        csr,
+        validity_duration: i64::try_from(seconds).unwrap_or(i64::MAX),
+        metadata: None,
+    });
+    if let Some(token) = token {
+        let value = format!("Bearer {token}").parse();
+        let mut value: tonic::metadata::AsciiMetadataValue = value
+            .map_err(|_| ClientError::Request("the token has characters of no token".to_owned()))?;
+        value.set_sensitive(true);
+        request.metadata_mut().insert("authorization", value);
+    }
+    let mut client = IstioCertificateServiceClient::new(channel.clone());
+    let answer = client.create_certificate(request).await.map_err(ClientError::Refused)?;
+    let mut parts = answer.into_inner().cert_chain;
+    let roots = parts.pop().ok_or(ClientError::Answer)?;
+    if parts.is_empty() {
+        return Err(ClientError::Answer);
+    }
+    Ok(Certified { chain: parts.concat(), roots })
+}

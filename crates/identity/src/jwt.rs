@@ -1,0 +1,205 @@
+//! JWTs of a configured issuer.
+//!
+//! In: the issuer's public keys, a token. Out: the workload that the token names.
+//!
+//! The subject is `system:serviceaccount:<namespace>:<name>`, as Kubernetes writes it, or a SPIFFE
+//! id of this mesh.
+//!
+//! **Invariant:** the algorithm is that of the configured key; what the token says about it can
+//! only make it fail.
+
+use std::time::{Duration, SystemTime};
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::jwk::{Jwk, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use serde::Deserialize;
+use x509_parser::oid_registry::{OID_EC_P256, OID_NIST_EC_P384, OID_PKCS1_RSAENCRYPTION};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::SubjectPublicKeyInfo;
+
+use crate::authenticate::{Method, Refusal, TokenSource, Verdict, Verified};
+use crate::spiffe::{SpiffeId, TrustDomain};
+
+/// Whom tokens must be for.
+pub const AUDIENCE: &str = "istio-ca";
+
+/// Clocks of the issuer and ours may differ by so much.
+const LEEWAY: Duration = Duration::from_secs(10);
+/// Longest token that is looked at.
+const LONGEST: usize = 16 << 10;
+
+/// Checks JWTs of one issuer.
+pub struct JwtIssuer {
+    keys: Vec<Key>,
+    issuer: String,
+    trust_domain: TrustDomain,
+}
+
+struct Key {
+    id: Option<String>,
+    key: DecodingKey,
+    algorithms: Vec<Algorithm>,
+}
+
+/// Why keys cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the keys of JWTs cannot be used: {0}; give public keys in PEM (P-256, P-384 or RSA), or a JWKS"
+)]
+pub struct BadKeys(String);
+
+#[derive(Deserialize)]
+struct Claims {
+    // That they are there is checked by the library, which says which is missing.
+    sub: Option<String>,
+    exp: Option<u64>,
+}
+
+// === impl JwtIssuer ===
+
+impl JwtIssuer {
+    /// Believe tokens that `issuer` signed with one of these keys: PEM, or a JWKS.
+    pub fn new(issuer: &str, keys: &[u8], trust_domain: TrustDomain) -> Result<Self, BadKeys> {
+        if issuer.is_empty() {
+            return Err(BadKeys("the issuer has no name".to_owned()));
+        }
+        let keys = match serde_json::from_slice::<JwkSet>(keys) {
+            Ok(set) => set.keys.iter().map(of_jwk).collect::<Result<_, _>>()?,
+            Err(_) => of_pem(keys)?,
+        };
+        if keys.is_empty() {
+            return Err(BadKeys("there is none".to_owned()));
+        }
+        Ok(Self { keys, issuer: issuer.to_owned(), trust_domain })
+    }
+
+    fn check(&self, token: &str) -> Result<Verified, Refusal> {
+        if token.len() > LONGEST {
+            return Err(Refusal::TokenSignature);
+        }
+        let header = jsonwebtoken::decode_header(token).map_err(|_| Refusal::TokenSignature)?;
+        let named = |key: &&Key| match (&key.id, &header.kid) {
+            (Some(own), Some(asked)) => own == asked,
+            _ => true,
+        };
+        let mut last = Refusal::TokenSignature;
+        for key in self.keys.iter().filter(named) {
+            if !key.algorithms.contains(&header.alg) {
+                continue;
+            }
+            match jsonwebtoken::decode::<Claims>(token, &key.key, &self.validation(header.alg)) {
+                Ok(token) => return self.workload(&token.claims),
+                Err(error) => match refusal(error.kind()) {
+                    Refusal::TokenSignature => {}
+                    refusal => last = refusal,
+                },
+            }
+        }
+        Err(last)
+    }
+
+    fn validation(&self, algorithm: Algorithm) -> Validation {
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = LEEWAY.as_secs();
+        validation.validate_nbf = true;
+        validation.set_audience(&[AUDIENCE]);
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
+        validation
+    }
+
+    fn workload(&self, claims: &Claims) -> Result<Verified, Refusal> {
+        let subject = |why: String| Refusal::TokenSubject(why);
+        let sub = claims.sub.as_deref().unwrap_or_default();
+        let id = match sub.strip_prefix("system:serviceaccount:") {
+            Some(account) => {
+                let (namespace, name) = account
+                    .split_once(':')
+                    .ok_or_else(|| subject("its subject is no service account".to_owned()))?;
+                SpiffeId::new(&self.trust_domain, namespace, name)
+            }
+            None => sub.parse(),
+        };
+        let id = id.map_err(|error| subject(error.to_string()))?;
+        if *id.trust_domain() != self.trust_domain {
+            return Err(subject(format!("it is of the trust domain {}", id.trust_domain())));
+        }
+        let expires = SystemTime::UNIX_EPOCH
+            .checked_add(Duration::from_secs(claims.exp.unwrap_or_default()))
+            .ok_or_else(|| subject("its end is beyond all time".to_owned()))?;
+        Verified::new(id, Method::Jwt, expires, SystemTime::now())
+    }
+}
+
+impl TokenSource for JwtIssuer {
+    fn verify<'a>(&'a self, token: &'a str) -> Option<Verdict<'a>> {
+        let shaped = token.split('.').count() == 3;
+        shaped.then(|| -> Verdict<'a> { Box::pin(std::future::ready(self.check(token))) })
+    }
+}
+
+fn refusal(error: &ErrorKind) -> Refusal {
+    match error {
+        ErrorKind::ExpiredSignature | ErrorKind::ImmatureSignature => Refusal::Expired("token"),
+        ErrorKind::InvalidAudience => Refusal::TokenAudience(AUDIENCE),
+        ErrorKind::InvalidIssuer => Refusal::TokenIssuer,
+        ErrorKind::MissingRequiredClaim(claim) if claim == "aud" => {
+            Refusal::TokenAudience(AUDIENCE)
+        }
+        ErrorKind::MissingRequiredClaim(claim) if claim == "iss" => Refusal::TokenIssuer,
+        ErrorKind::MissingRequiredClaim(claim) => {
+            Refusal::TokenSubject(format!("it has no claim {claim}"))
+        }
+        _ => Refusal::TokenSignature,
+    }
+}
+
+const RSA: [Algorithm; 3] = [Algorithm::RS256, Algorithm::RS384, Algorithm::RS512];
+
+fn of_jwk(jwk: &Jwk) -> Result<Key, BadKeys> {
+    use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve};
+    let bad = |why: &str| BadKeys(why.to_owned());
+    let algorithms = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => RSA.to_vec(),
+        AlgorithmParameters::EllipticCurve(ec) => match ec.curve {
+            EllipticCurve::P256 => vec![Algorithm::ES256],
+            EllipticCurve::P384 => vec![Algorithm::ES384],
+            _ => return Err(bad("a key of the JWKS is on a curve that is not supported")),
+        },
+        // A shared secret would let whoever checks tokens also make them.
+        _ => return Err(bad("a key of the JWKS is no public key of a supported sort")),
+    };
+    let key = DecodingKey::from_jwk(jwk).map_err(|error| BadKeys(error.to_string()))?;
+    Ok(Key { id: jwk.common.key_id.clone(), key, algorithms })
+}
+
+fn of_pem(text: &[u8]) -> Result<Vec<Key>, BadKeys> {
+    let sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(text);
+    let mut out = Vec::new();
+    for section in sections {
+        let (kind, der) = section.map_err(|error| BadKeys(error.to_string()))?;
+        if kind != SectionKind::PublicKey {
+            return Err(BadKeys(format!("the file holds a block {kind:?}")));
+        }
+        let damaged = |_| BadKeys("a public key is damaged".to_owned());
+        let (_, key) = SubjectPublicKeyInfo::from_der(&der).map_err(|_| damaged(()))?;
+        let curve = key.algorithm.parameters.as_ref().and_then(|p| p.as_oid().ok());
+        let bytes = &key.subject_public_key.data;
+        let (key, algorithms) = match curve {
+            _ if key.algorithm.algorithm == OID_PKCS1_RSAENCRYPTION => {
+                (DecodingKey::from_rsa_der(bytes), RSA.to_vec())
+            }
+            Some(curve) if curve == OID_EC_P256 => {
+                (DecodingKey::from_ec_der(bytes), vec![Algorithm::ES256])
+            }
+            Some(curve) if curve == OID_NIST_EC_P384 => {
+                (DecodingKey::from_ec_der(bytes), vec![Algorithm::ES384])
+            }
+            _ => return Err(BadKeys("a public key is of a sort that is not supported".to_owned())),
+        };
+        out.push(Key { id: None, key, algorithms });
+    }
+    Ok(out)
+}
