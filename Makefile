@@ -6,10 +6,10 @@ CACHE := $(or $(HEDDLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heddle)
 DENY_VERSION := 0.20.2
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build test lint demo bench mutants envoy
+.PHONY: help build test lint demo bench mutants envoy cluster-up cluster-down
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
 build: ## Build the binaries
 	$(CARGO) build --workspace --bins --locked
@@ -39,6 +39,12 @@ bench: ## Measure the engine alone, and start, latency and bytes with a real Env
 
 mutants: ## Break the code in one place at a time and see that a test notices (minutes)
 	tests/scripts/mutants
+
+cluster-up: ## Bring up a real Kubernetes of one node, from parts, as root (CLUSTER=name, PROFILE=api)
+	@tests/cluster/up
+
+cluster-down: ## Take it away again (CLUSTER=name)
+	@tests/cluster/down
 
 envoy: ## Fetch the stock Envoy that tests use, and print its path
 	@tests/scripts/fetch-envoy

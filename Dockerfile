@@ -1,0 +1,28 @@
+# Heddle's images.
+#
+#   docker build --target controller -t heddle/controller:0.1.0 .
+#   docker build --target proxy      -t heddle/proxy:0.1.0 .
+#
+# tests/cluster/image makes the same images without Docker and reads the lines FROM, COPY --from, USER
+# and ENTRYPOINT here: keep each on one line.
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked -p controller -p cli && mkdir /out && \
+    cp target/release/heddle-controller target/release/heddle /out/
+
+# The control plane.
+FROM gcr.io/distroless/cc-debian12:nonroot AS controller
+COPY --from=build /out/heddle-controller /usr/local/bin/heddle-controller
+COPY --from=build /out/heddle /usr/local/bin/heddle
+USER 65532
+ENTRYPOINT ["/usr/local/bin/heddle-controller"]
+
+FROM envoyproxy/envoy:v1.40.0 AS envoy
+
+# A stock Envoy, and the command that writes its bootstrap.
+FROM gcr.io/distroless/cc-debian12:nonroot AS proxy
+COPY --from=envoy /usr/local/bin/envoy /usr/local/bin/envoy
+COPY --from=build /out/heddle /usr/local/bin/heddle
+USER 65532
+ENTRYPOINT ["/usr/local/bin/envoy"]
