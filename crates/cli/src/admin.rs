@@ -1,6 +1,6 @@
-//! A client of the controller's admin endpoint.
+//! A client of the HTTP endpoints of controllers and proxies.
 //!
-//! **Invariant:** plain HTTP to loopback only: the endpoint is served nowhere else.
+//! **Invariant:** plain HTTP, one request a connection, bounded in time.
 
 use std::time::Duration;
 
@@ -32,7 +32,8 @@ pub(crate) fn get(address: &str, path: &str) -> Result<Value> {
     serde_json::from_slice(&body).with_context(|| format!("reading what {address}{path} answered"))
 }
 
-async fn request(address: &str, path: &str) -> Result<Bytes> {
+/// Ask for `path` once, and expect an answer that is no error.
+pub(crate) async fn request(address: &str, path: &str) -> Result<Bytes> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;

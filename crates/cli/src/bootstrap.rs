@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** what stands in it is built in `envoy_api::bootstrap`; here are only arguments.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -30,6 +31,9 @@ pub(crate) struct Args {
     /// State of the world instead of delta xDS
     #[arg(long)]
     sotw: bool,
+    /// Write to a file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 /// Run the command.
@@ -59,6 +63,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         xds_port: port,
         ..Bootstrap::default()
     };
-    output::json(&bootstrap.to_json())?;
+    match &args.output {
+        None => output::json(&bootstrap.to_json())?,
+        Some(file) => {
+            let text = format!("{:#}\n", bootstrap.to_json());
+            std::fs::write(file, text).with_context(|| format!("--output {}", file.display()))?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ mod output;
 mod render;
 mod report;
 mod status;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,8 @@ enum Command {
     Status(status::Args),
     /// Print an Envoy bootstrap that connects to Heddle
     Bootstrap(bootstrap::Args),
+    /// Wait until a URL answers: for probes and scripts
+    Wait(wait::Args),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Render(args) => render::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args),
+        Command::Wait(args) => wait::run(&args),
     };
     match result {
         Ok(code) => code,

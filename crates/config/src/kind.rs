@@ -53,6 +53,10 @@ pub struct Known {
     pub versions: &'static [&'static str],
     /// Whether an API server holds objects of this kind.
     pub in_api: bool,
+    /// Short name for `kubectl get`; empty where it has none.
+    pub short_name: &'static str,
+    /// What `kubectl get` shows beside name, acceptance and age: header and path.
+    pub columns: &'static [(&'static str, &'static str)],
 }
 
 const ISTIO: &str = "networking.istio.io";
@@ -76,15 +80,18 @@ pub const KINDS: &[Known] = &[
         "VirtualService",
         "virtualservices",
         ISTIO_VERSIONS,
-    ),
+    )
+    .shown("vs", &[("Gateways", ".spec.gateways"), ("Hosts", ".spec.hosts")]),
     Known::of(
         &destination_rule::DestinationRule,
         ISTIO,
         "DestinationRule",
         "destinationrules",
         ISTIO_VERSIONS,
-    ),
-    Known::of(&gateway::Gateway, ISTIO, "Gateway", "gateways", ISTIO_VERSIONS),
+    )
+    .shown("dr", &[("Host", ".spec.host")]),
+    Known::of(&gateway::Gateway, ISTIO, "Gateway", "gateways", ISTIO_VERSIONS)
+        .shown("gw", &[("Selector", ".spec.selector")]),
     Known::of(&mesh_config::MeshConfig, "heddle.io", "MeshConfig", "meshconfigs", &["v1alpha1"])
         .in_cluster()
         .in_config_map(),
@@ -101,12 +108,31 @@ impl Known {
         plural: &'static str,
         versions: &'static [&'static str],
     ) -> Self {
-        Self { kind, scope: KindScope::Namespaced, group, name, plural, versions, in_api: true }
+        Self {
+            kind,
+            scope: KindScope::Namespaced,
+            group,
+            name,
+            plural,
+            versions,
+            in_api: true,
+            short_name: "",
+            columns: &[],
+        }
     }
 
     /// Whose objects live in none.
     const fn in_cluster(self) -> Self {
         Self { scope: KindScope::Cluster, ..self }
+    }
+
+    /// What `kubectl get` calls it and shows of it.
+    const fn shown(
+        self,
+        short_name: &'static str,
+        columns: &'static [(&'static str, &'static str)],
+    ) -> Self {
+        Self { short_name, columns, ..self }
     }
 
     /// Which in a cluster is the text of a ConfigMap, as Istio has it.

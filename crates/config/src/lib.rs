@@ -9,6 +9,7 @@
 //! **Invariant:** no I/O, no clock, no environment, no async; no user mistake is an error path: it
 //! is a `Problem` on the object, and the rest of the object stays in force.
 
+pub mod crd;
 mod export_to;
 mod head;
 mod istio;

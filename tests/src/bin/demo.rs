@@ -1,6 +1,6 @@
 //! `make demo`: a canary split through a real Envoy, while its rule is edited on disk.
 //!
-//! In: the YAML of `manifests/samples/canary`, `ENVOY_BIN`, the binaries beside this one. Out: a
+//! In: the YAML of `manifests/samples/standalone`, `ENVOY_BIN`, the binaries beside this one. Out: a
 //! table of observed shares, what the controller says of the proxy, and whether any request failed.
 //!
 //! **Invariant:** every process ends with this one; a request that fails or a share that chance
@@ -170,7 +170,7 @@ fn backend_port() -> Result<u16> {
 }
 
 fn copy_samples(to: &Path, gateway: u16, backends: u16) -> Result<()> {
-    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/canary");
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/standalone");
     std::fs::create_dir(to)?;
     for entry in std::fs::read_dir(&samples).context("reading the samples")? {
         let path = entry?.path();

@@ -47,6 +47,29 @@ fn given_no_controller_then_status_says_where_it_looked_and_what_to_do() {
     Folder::new().run(&["status", "--admin", "nonsense"]).says(1, &["nonsense"]);
 }
 
+#[test]
+fn given_a_file_then_the_bootstrap_is_written_to_it() {
+    let folder = Folder::new();
+    let ran = folder.run(&["bootstrap", "--node", NODE, "--output", "envoy.json"]);
+    assert_eq!((ran.code, ran.err.as_str(), ran.out.as_str()), (Some(0), "", ""));
+    let text = std::fs::read_to_string(folder.path().join("envoy.json")).expect("written");
+    assert_eq!(serde_json::from_str::<Value>(&text).expect("JSON")["node"]["id"], NODE);
+    folder
+        .run(&["bootstrap", "--node", NODE, "--output", "no/where.json"])
+        .says(1, &["--output no/where.json"]);
+}
+
+#[test]
+fn given_a_url_then_wait_ends_well_only_when_it_answers() {
+    let folder = Folder::new();
+    let good = answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(folder.run(&["wait", &format!("http://{good}/ready")]).code, Some(0));
+    let bad = answering("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nwait");
+    let url = format!("http://{bad}/ready");
+    folder.run(&["wait", &url, "--timeout", "0"]).says(1, &[&url, "not ready", "503", "wait"]);
+    folder.run(&["wait", "localhost:80"]).says(1, &["http://HOST:PORT/PATH"]);
+}
+
 /// Answer one request on a port of its own.
 fn answering(answer: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
