@@ -43,7 +43,7 @@ pub(super) struct Watch {
     said: Vec<Said>,
     /// Attempts that failed since one went well.
     failed: u32,
-    /// Whether the API server sends a list as a stream; older ones refuse to.
+    /// Whether lists are asked for as streams: not every API server can send them so.
     streaming: bool,
 }
 
@@ -187,7 +187,8 @@ impl Watch {
                         return Ended::Closed;
                     }
                 }
-                Some(Err(error)) if refuses_streams(&error) => {
+                Some(Err(error)) if self.streaming && cannot_stream(&error) => {
+                    tracing::debug!(kind = self.reading.name(), "lists come as a whole: {error}");
                     self.streaming = false;
                     return Ended::Lost;
                 }
@@ -284,10 +285,10 @@ fn code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
-/// Whether the API server is one that cannot send a list as a stream.
-fn refuses_streams(error: &watcher::Error) -> bool {
-    let text = error.to_string();
-    matches!(code(error), Some(400 | 422)) && text.contains("sendInitialEvents")
+/// Whether this may be an API server that cannot send a list as a stream: an old one (422), or one
+/// on an old etcd (500, within the stream). To ask for the list as a whole is never wrong.
+fn cannot_stream(error: &watcher::Error) -> bool {
+    matches!(code(error), Some(400 | 422 | 500))
 }
 
 /// An error with what caused it.

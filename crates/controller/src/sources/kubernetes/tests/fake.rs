@@ -38,6 +38,18 @@ type Key = (String, String);
 #[derive(Clone, Default)]
 pub(super) struct Fake(Arc<Mutex<State>>);
 
+/// What becomes of a list that is asked for as a stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Streaming {
+    /// It comes.
+    #[default]
+    Works,
+    /// It is refused, as by older servers.
+    Refused,
+    /// It fails, as with an older etcd.
+    Fails,
+}
+
 /// What it holds, and how it is doing.
 #[derive(Default)]
 pub(super) struct State {
@@ -49,10 +61,7 @@ pub(super) struct State {
     pub(super) down: bool,
     /// Whether discovery fails.
     pub(super) undiscoverable: bool,
-    /// Whether lists can be had as streams.
-    pub(super) streaming: bool,
-    /// Requests for lists, streams of lists included.
-    pub(super) lists: usize,
+    pub(super) streaming: Streaming,
     revision: u64,
     /// Revisions up to here are forgotten: who resumes from them must list again.
     compacted: u64,
@@ -65,9 +74,7 @@ pub(super) struct State {
 
 impl Fake {
     pub(super) fn new() -> Self {
-        let fake = Self::default();
-        fake.state().streaming = true;
-        fake
+        Self::default()
     }
 
     pub(super) fn client(&self) -> Client {
@@ -217,7 +224,6 @@ impl State {
         let objects: Vec<Value> = objects.filter(|o| selected(o)).cloned().collect();
         let revision = self.revision.to_string();
         if !query.contains_key("watch") {
-            self.lists += 1;
             return success(&json!({
                 "kind": "List", "apiVersion": "v1",
                 "metadata": {"resourceVersion": revision}, "items": objects,
@@ -226,12 +232,18 @@ impl State {
         let (send, receive) = mpsc::unbounded_channel();
         let from = query.get("resourceVersion").map_or(0, |v| v.parse().expect("a revision"));
         if query.contains_key("sendInitialEvents") {
-            if !self.streaming {
-                let message =
-                    "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch";
-                return failure(StatusCode::UNPROCESSABLE_ENTITY, message);
+            match self.streaming {
+                Streaming::Works => {}
+                Streaming::Refused => {
+                    let message = "sendInitialEvents: Forbidden: forbidden for watch";
+                    return failure(StatusCode::UNPROCESSABLE_ENTITY, message);
+                }
+                Streaming::Fails => {
+                    let message = "the required storage feature RequestWatchProgress is disabled";
+                    let _ = send.send(line("ERROR", &status(500, message)));
+                    return stream(receive);
+                }
             }
-            self.lists += 1;
             for object in &objects {
                 let _ = send.send(line("ADDED", object));
             }
@@ -240,11 +252,7 @@ impl State {
             let bookmark = json!({"kind": "X", "apiVersion": "v1", "metadata": metadata});
             let _ = send.send(line("BOOKMARK", &bookmark));
         } else if from < self.compacted {
-            let gone = json!({
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                "reason": "Expired", "code": 410, "message": "too old resource version",
-            });
-            let _ = send.send(line("ERROR", &gone));
+            let _ = send.send(line("ERROR", &status(410, "too old resource version")));
             return stream(receive);
         } else {
             let missed =
@@ -274,11 +282,14 @@ fn success(body: &Value) -> Answer {
 }
 
 fn failure(code: StatusCode, message: &str) -> Answer {
-    let body = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": "Unknown", "code": code.as_u16(),
-    });
-    let mut response = success(&body);
+    let mut response = success(&status(code.as_u16(), message));
     *response.status_mut() = code;
     response
+}
+
+fn status(code: u16, message: &str) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": "Unknown", "code": code,
+    })
 }

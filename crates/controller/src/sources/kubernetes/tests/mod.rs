@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use self::fake::{Fake, ISTIO};
+use self::fake::{Fake, ISTIO, Streaming};
 use super::Kubernetes;
 use crate::event::Event;
 use crate::sources::{SourceState, SourceStates};
@@ -172,15 +172,18 @@ fn given_a_cluster_when_everything_is_read_then_that_is_said_once() {
 
 #[test]
 fn given_a_server_that_cannot_stream_lists_then_it_is_listed() {
-    run(async {
-        let fake = installed();
-        fake.state().streaming = false;
-        fake.state().put("services", key("a"), service("a", 80));
-        let mut source = Running::synced(&fake).await;
-        assert_eq!(source.names(), ["Service default/a"]);
-        fake.state().put("services", key("b"), service("b", 80));
-        source.until("the new service", |s| s.rows.len() == 2).await;
-    });
+    for streaming in [Streaming::Refused, Streaming::Fails] {
+        run(async move {
+            let fake = installed();
+            fake.state().streaming = streaming;
+            fake.state().put("services", key("a"), service("a", 80));
+            let mut source = Running::synced(&fake).await;
+            assert_eq!(source.names(), ["Service default/a"]);
+            fake.state().put("services", key("b"), service("b", 80));
+            source.until("the new service", |s| s.rows.len() == 2).await;
+            assert_eq!(source.state("Service"), SourceState::Watching);
+        });
+    }
 }
 
 #[test]
@@ -330,7 +333,7 @@ enum Step {
     Compact,
     Down(bool),
     Undiscoverable(bool),
-    Streaming(bool),
+    Streaming(Streaming),
     Uninstall(&'static str),
     Install(&'static str),
     Pass(u64),
@@ -409,7 +412,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Compact),
         1 => any::<bool>().prop_map(Step::Down),
         1 => any::<bool>().prop_map(Step::Undiscoverable),
-        1 => any::<bool>().prop_map(Step::Streaming),
+        1 => proptest::sample::select(vec![Streaming::Works, Streaming::Refused, Streaming::Fails])
+            .prop_map(Step::Streaming),
         1 => custom().prop_map(Step::Uninstall),
         2 => custom().prop_map(Step::Install),
         3 => (0_u64..20_000).prop_map(Step::Pass),
@@ -445,7 +449,7 @@ fn take(fake: &Fake, step: Step) {
             }
         }
         Step::Undiscoverable(yes) => state.undiscoverable = yes,
-        Step::Streaming(yes) => state.streaming = yes,
+        Step::Streaming(streaming) => state.streaming = streaming,
         Step::Uninstall(plural) => state.uninstall(plural),
         Step::Install(plural) => {
             state.installed.insert(plural.to_owned());
