@@ -2,7 +2,8 @@
 //!
 //! In: the first request of a stream. Out: `Connected` and, when the stream ends, `Disconnected`.
 //!
-//! **Invariant:** nothing is served before the sources are synced.
+//! **Invariant:** nothing is served before the sources are synced; on the secure port a proxy is
+//! what its credential proves.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use prost_types::value::Kind;
 use tokio::sync::{mpsc, watch};
 use xds::{ConnectRequest, Connection, Connector, Protocol, Refused};
 
+use crate::claims::Policy;
 use crate::event::Event;
 use crate::world::Shared;
 
@@ -19,6 +21,7 @@ use crate::world::Shared;
 pub(crate) struct StreamConnector {
     inbox: mpsc::Sender<Event>,
     shared: Arc<Shared>,
+    policy: Policy,
 }
 
 /// Says that a stream ended, when dropped.
@@ -31,20 +34,25 @@ struct Guard {
 
 impl StreamConnector {
     /// A connector that speaks to this inbox.
-    pub(crate) fn new(inbox: mpsc::Sender<Event>, shared: Arc<Shared>) -> Self {
-        Self { inbox, shared }
+    pub(crate) fn new(inbox: mpsc::Sender<Event>, shared: Arc<Shared>, policy: Policy) -> Self {
+        Self { inbox, shared, policy }
     }
 }
 
 impl Connector for StreamConnector {
     async fn connect(&self, request: ConnectRequest) -> Result<Connection, Refused> {
+        let ConnectRequest { stream, protocol, node_id, node, extensions } = request;
+        let proxy = proxy(&node, protocol)
+            .map_err(|reason| Refused::Invalid { node_id: Arc::clone(&node_id), reason })?;
+        let verified = self
+            .policy
+            .check(&node, &proxy, &extensions)
+            .map_err(|reason| Refused::Denied { node_id: Arc::clone(&node_id), reason })?;
         if !*self.shared.ready.borrow() {
             return Err(Refused::NotReady("sources are not synced yet".to_owned()));
         }
-        let ConnectRequest { stream, protocol, node_id, node, extensions: _ } = request;
-        let proxy = proxy(&node, protocol)
-            .map_err(|reason| Refused::Invalid { node_id: Arc::clone(&node_id), reason })?;
-        tracing::info!(proxy = %node_id, stream = stream.0, "proxy connected");
+        let identity = verified.as_ref().map(|v| tracing::field::display(&v.id));
+        tracing::info!(proxy = %node_id, stream = stream.0, identity, "proxy connected");
         let key = ProxyKey(stream.0);
         let (scope, assigned) = watch::channel(None);
         let guard = Guard { inbox: self.inbox.clone(), key };
@@ -53,7 +61,8 @@ impl Connector for StreamConnector {
             .await
             .map_err(|_| Refused::NotReady("the controller stops".to_owned()))?;
         let publisher = Arc::clone(&self.shared.publisher);
-        Ok(Connection { scope: assigned, publisher, guard: Box::new(guard) })
+        let until = verified.map(|verified| verified.ends);
+        Ok(Connection { scope: assigned, publisher, until, guard: Box::new(guard) })
     }
 }
 

@@ -5,8 +5,10 @@
 //! **Invariant:** starts the parts and ends them; every task that runs is owned here.
 
 mod admin;
+mod claims;
 mod connector;
 mod event;
+mod identity;
 mod logging;
 mod metrics;
 mod pipeline;
@@ -27,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::connector::StreamConnector;
+use crate::identity::Identity;
 use crate::pipeline::Pipeline;
 use crate::serve::Listeners;
 use crate::settings::{Args, Settings, Source};
@@ -66,6 +68,7 @@ async fn run(settings: Settings) -> Result<()> {
     let listeners = Listeners::bind(&settings).await?;
     tracing::info!(
         xds = %listeners.xds_address,
+        secure = listeners.secure_address.map(tracing::field::display),
         http = %listeners.http_address,
         admin = %listeners.admin_address,
         source = %settings.source,
@@ -87,10 +90,10 @@ async fn run(settings: Settings) -> Result<()> {
             tasks.spawn(source.run(inbox.clone(), stopped.clone()));
         }
     }
-    let connector = Arc::new(StreamConnector::new(inbox.clone(), Arc::clone(&shared)));
     let pipeline = Pipeline::new(Arc::clone(&shared), settings.verify_engine);
     tasks.spawn(pipeline.run(events, stopped.clone()));
-    listeners.spawn(&mut tasks, connector, inbox, &shared, level, &stopped)?;
+    let identity = settings.identity.map(Identity::start).transpose()?;
+    listeners.spawn(&mut tasks, inbox, &shared, identity, level, &stopped)?;
 
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let ended_early = tokio::select! {

@@ -2,9 +2,12 @@
 //!
 //! **Invariant:** values are read when they are asked for; nothing is counted twice.
 
+mod identity;
+
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
+use ::identity::CertificateAuthority;
 use anyhow::{Context, Result};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -12,6 +15,7 @@ use prometheus::{
 use prometheus::{Opts, Registry, TextEncoder};
 use xds::{ResourceType, Stats, Streams};
 
+use self::identity::IdentityMetrics;
 use crate::sources::SourceState;
 use crate::world::Shared;
 
@@ -35,6 +39,7 @@ pub(crate) struct Metrics {
     problems: IntGaugeVec,
     ready: IntGauge,
     sources: IntGaugeVec,
+    identity: Option<IdentityMetrics>,
     /// Two who ask at once would count everything twice.
     asking: Mutex<()>,
 }
@@ -65,8 +70,9 @@ pub(crate) fn register(
     shared: Arc<Shared>,
     stats: Arc<Stats>,
     streams: Arc<Streams>,
+    ca: Option<Arc<CertificateAuthority>>,
 ) -> Result<Arc<Metrics>> {
-    Metrics::new(shared, stats, streams).map(Arc::new).context("setting up metrics")
+    Metrics::new(shared, stats, streams, ca).map(Arc::new).context("setting up metrics")
 }
 
 // === impl Metrics ===
@@ -76,6 +82,7 @@ impl Metrics {
         shared: Arc<Shared>,
         stats: Arc<Stats>,
         streams: Arc<Streams>,
+        ca: Option<Arc<CertificateAuthority>>,
     ) -> prometheus::Result<Self> {
         let gauge = |name: &str, help: &str| IntGauge::new(name, help);
         let counter = |name: &str, help: &str| IntCounter::new(name, help);
@@ -116,6 +123,7 @@ impl Metrics {
                 Opts::new("heddle_source_stale", "Whether a watch of the cluster cannot go on"),
                 &["kind"],
             )?,
+            identity: ca.map(IdentityMetrics::new).transpose()?,
             asking: Mutex::default(),
         };
         let info = IntGaugeVec::new(Opts::new("pilot_info", "Version"), &["version"])?;
@@ -148,6 +156,9 @@ impl Metrics {
         for counter in counters {
             registry.register(Box::new(counter.clone()))?;
         }
+        if let Some(identity) = &metrics.identity {
+            identity.register(registry)?;
+        }
         Ok(metrics)
     }
 
@@ -161,9 +172,6 @@ impl Metrics {
     }
 
     fn refresh(&self) {
-        let to = |counter: &IntCounter, value: u64| {
-            counter.inc_by(value.saturating_sub(counter.get()));
-        };
         for resource_type in ResourceType::ALL {
             let label = [&*resource_type.short_name().to_ascii_lowercase()];
             let pushes = self.stats.responses(resource_type).get();
@@ -204,5 +212,13 @@ impl Metrics {
             self.sources.with_label_values(&[kind]).set(i64::from(stale));
         }
         self.ready.set(i64::from(*self.shared.ready.borrow()));
+        if let Some(identity) = &self.identity {
+            identity.refresh();
+        }
     }
+}
+
+/// Bring a counter to a value that was counted elsewhere.
+fn to(counter: &IntCounter, value: u64) {
+    counter.inc_by(value.saturating_sub(counter.get()));
 }

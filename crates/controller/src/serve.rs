@@ -1,4 +1,4 @@
-//! The ports: xDS, health and metrics, admin.
+//! The ports: xDS in plain text and over mutual TLS, health and metrics, admin.
 //!
 //! In: addresses. Out: tasks that serve them until told to stop.
 //!
@@ -9,17 +9,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::identity::{Authenticated, Connections, ca_server};
 use anyhow::{Context, Result};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use xds::{Options, XdsServer};
 
 use crate::admin::{self, Admin};
+use crate::claims::Policy;
 use crate::connector::StreamConnector;
 use crate::event::Event;
+use crate::identity::Identity;
 use crate::logging::Level;
 use crate::metrics;
 use crate::settings::Settings;
@@ -36,9 +40,11 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Bound ports.
 pub(crate) struct Listeners {
     xds: TcpListener,
+    secure: Option<TcpListener>,
     http: TcpListener,
     admin: TcpListener,
     pub(crate) xds_address: SocketAddr,
+    pub(crate) secure_address: Option<SocketAddr>,
     pub(crate) http_address: SocketAddr,
     pub(crate) admin_address: SocketAddr,
 }
@@ -49,13 +55,17 @@ impl Listeners {
     /// Bind every port.
     pub(crate) async fn bind(settings: &Settings) -> Result<Self> {
         let xds = bind(settings.xds_address, "--xds-address")?;
+        let secure = settings.identity.as_ref().map(|i| bind(i.address, "--secure-address"));
+        let secure = secure.transpose()?;
         let http = bind(settings.http_address, "--http-address")?;
         let admin = bind(settings.admin_address, "--admin-address")?;
         Ok(Self {
             xds_address: xds.local_addr()?,
+            secure_address: secure.as_ref().map(TcpListener::local_addr).transpose()?,
             http_address: http.local_addr()?,
             admin_address: admin.local_addr()?,
             xds,
+            secure,
             http,
             admin,
         })
@@ -65,9 +75,9 @@ impl Listeners {
     pub(crate) fn spawn(
         self,
         tasks: &mut JoinSet<Result<()>>,
-        connector: Arc<StreamConnector>,
         inbox: mpsc::Sender<Event>,
         shared: &Arc<Shared>,
+        identity: Option<Identity>,
         level: Level,
         stopped: &watch::Receiver<bool>,
     ) -> Result<()> {
@@ -75,16 +85,41 @@ impl Listeners {
         let options = Options::new(identifier(), events, stopped.clone());
         let stats = Arc::clone(&options.stats);
         let streams = Arc::clone(&options.streams);
-        let server = XdsServer::new(connector, options);
-        tasks.spawn(forward(stream_events, inbox, stopped.clone()));
+        let connector =
+            |policy| Arc::new(StreamConnector::new(inbox.clone(), Arc::clone(shared), policy));
+        let server = XdsServer::new(connector(Policy::Open), options.clone());
         tasks.spawn(serve_xds(self.xds, server, stopped.clone()));
-        let metrics = metrics::register(Arc::clone(shared), stats, Arc::clone(&streams))?;
-        let public = admin::public(Arc::clone(shared), metrics);
+        let ca = identity.as_ref().map(|identity| Arc::clone(&identity.ca));
+        if let Some((listener, identity)) = self.secure.zip(identity) {
+            let policy = Policy::Proven(identity.gateways);
+            let server = XdsServer::new(connector(policy), options);
+            let routes = Routes::new(Authenticated::new(server, identity.for_streams))
+                .add_service(ca_server(Arc::clone(&identity.ca), identity.for_certificates));
+            let ca = Arc::clone(&identity.ca);
+            let connections = Connections {
+                tls: ca.tls(),
+                trust_domain: ca.trust_domain().clone(),
+                stats: Arc::clone(ca.stats()),
+                stopped: stopped.clone(),
+            };
+            tasks.spawn(done(::identity::serve(listener, routes.prepare(), connections)));
+            tasks.spawn(done(ca.run(stopped.clone())));
+        }
+        tasks.spawn(forward(stream_events, inbox, stopped.clone()));
+        let registered =
+            metrics::register(Arc::clone(shared), stats, Arc::clone(&streams), ca.clone())?;
+        let public = admin::public(Arc::clone(shared), registered);
         tasks.spawn(serve_http(self.http, public, stopped.clone()));
-        let private = admin::private(Admin { shared: Arc::clone(shared), streams, level });
+        let private = admin::private(Admin { shared: Arc::clone(shared), streams, ca, level });
         tasks.spawn(serve_http(self.admin, private, stopped.clone()));
         Ok(())
     }
+}
+
+/// A part that ends without a result.
+async fn done(part: impl Future<Output = ()>) -> Result<()> {
+    part.await;
+    Ok(())
 }
 
 fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {

@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** arguments and environment are read here, once; everything else gets values.
 
+mod identity;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +11,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Parser;
 
+use self::identity::IdentityArgs;
+pub(crate) use self::identity::IdentitySettings;
 use crate::logging::Format;
 
 /// Watches routing rules and serves them to Envoy over xDS.
@@ -59,6 +63,8 @@ pub(crate) struct Args {
     /// Log format
     #[arg(long, env = "HEDDLE_LOG_FORMAT", value_enum, default_value_t = Format::Text)]
     log_format: Format,
+    #[command(flatten)]
+    identity: IdentityArgs,
 }
 
 /// What the controller does.
@@ -71,6 +77,8 @@ pub(crate) struct Settings {
     pub(crate) verify_engine: bool,
     pub(crate) log_level: String,
     pub(crate) log_format: Format,
+    /// None: no authority and no secure port.
+    pub(crate) identity: Option<IdentitySettings>,
 }
 
 /// Where objects come from.
@@ -97,6 +105,7 @@ impl Settings {
             verify_engine,
             log_level,
             log_format,
+            identity,
         } = args;
         let source = match source.split_once('=') {
             Some(("directory", path)) if !path.is_empty() => {
@@ -123,6 +132,7 @@ impl Settings {
             verify_engine,
             log_level,
             log_format,
+            identity: identity.resolve()?,
         })
     }
 }

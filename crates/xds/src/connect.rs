@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use envoy_api::envoy::config::core::v3::Node;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::publication::{Publisher, ScopeId};
 use crate::session::{Notice, Rejection};
@@ -44,6 +45,9 @@ pub struct Connection {
     pub scope: watch::Receiver<Option<ScopeId>>,
     /// Where the views come from.
     pub publisher: Arc<Publisher>,
+    /// When the stream is ended, because what the peer was admitted by ends then. The peer comes
+    /// back with something newer, and is sent only what differs.
+    pub until: Option<Instant>,
     /// Dropped when the stream ends, however it ends.
     pub guard: Box<dyn Send + Sync>,
 }

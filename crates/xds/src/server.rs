@@ -216,7 +216,8 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         self.on_request(&mut admitted, first).await?;
         let mut shutdown = self.options.shutdown.clone();
         let items = self.items.clone();
-        let mut end = None;
+        let mut end = admitted.connection.until;
+        let mut draining = false;
         loop {
             let (wants_output, deadline) = {
                 let state = admitted.registered.stream.state();
@@ -226,9 +227,11 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
             tokio::select! {
                 biased;
                 () = until(end) => return Ok(()),
-                () = closing(&mut shutdown), if end.is_none() => {
+                () = closing(&mut shutdown), if !draining => {
+                    draining = true;
                     let id = admitted.registered.stream.id.0;
-                    end = Some(Instant::now() + share(self.options.drain, id));
+                    let drained = Instant::now() + share(self.options.drain, id);
+                    end = Some(end.map_or(drained, |end| end.min(drained)));
                 }
                 request = self.requests.message() => match request? {
                     Some(request) => self.on_request(&mut admitted, request).await?,

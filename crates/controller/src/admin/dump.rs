@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_api::dump;
+use identity::CertificateAuthority;
 use model::{Origin, Problem, ir};
 use serde_json::{Map, Value, json};
 use xds::{EncodedResource, Protocol, ResourceType, StreamStatus, TypeStatus};
@@ -44,6 +45,31 @@ fn of_stream(admin: &Admin, world: &World, stream: &StreamStatus) -> Value {
         "scope": stream.scope.map(|s| s.0),
         "synced": synced,
         "types": types,
+    })
+}
+
+/// The authority: certificates and counts, never a key.
+pub(super) fn ca(ca: &CertificateAuthority) -> Value {
+    let authority = ca.authority();
+    let (about, stats) = (authority.about(), ca.stats());
+    let root = |root: &identity::bundle::Root| json!({ "subject": root.subject, "notAfter": rfc3339(root.not_after) });
+    json!({
+        "trustDomain": ca.trust_domain().as_str(),
+        "issuer": {
+            "subject": about.subject,
+            "serial": about.serial,
+            "key": about.key,
+            "selfSigned": about.self_signed,
+            "notBefore": rfc3339(about.not_before),
+            "notAfter": rfc3339(about.not_after),
+        },
+        "roots": authority.roots().roots().map(root).collect::<Vec<_>>(),
+        "requests": stats.requests.get(),
+        "issued": stats.issued.get(),
+        "refused": stats.refusals(),
+        "refusedFiles": stats.bad_files.get(),
+        "connections": stats.connections.get(),
+        "failedHandshakes": stats.handshake_failures.get(),
     })
 }
 

@@ -14,6 +14,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use http::{StatusCode, header};
+use identity::CertificateAuthority;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use xds::Streams;
@@ -27,6 +28,7 @@ use crate::world::Shared;
 pub(crate) struct Admin {
     pub(crate) shared: Arc<Shared>,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) ca: Option<Arc<CertificateAuthority>>,
     pub(crate) level: Level,
 }
 
@@ -41,7 +43,7 @@ struct LevelQuery {
     level: Option<String>,
 }
 
-const PAGES: [(&str, &str); 6] = [
+const PAGES: [(&str, &str); 7] = [
     ("/debug/syncz", "connected proxies: per type what was sent, accepted, rejected"),
     ("/debug/configz", "accepted objects and what is wrong with them"),
     ("/debug/config_dump?proxyID=", "what a proxy is offered, in the shape of Envoy's own dump"),
@@ -50,6 +52,7 @@ const PAGES: [(&str, &str); 6] = [
         "the last batches: what came in, what ran again, what differed, who was woken",
     ),
     ("/debug/sourcez", "the watches of the cluster: what was read, and since when one is stale"),
+    ("/debug/ca", "the certificate authority: who it is, what it issued and refused"),
     ("/debug/logging", "log level; POST /debug/logging?level=debug changes it"),
 ];
 
@@ -96,6 +99,7 @@ pub(crate) fn private(admin: Admin) -> Router {
         .route("/debug/config_dump", get(config_dump))
         .route("/debug/pushz", get(pushz))
         .route("/debug/sourcez", get(sourcez))
+        .route("/debug/ca", get(ca))
         .route("/debug/logging", get(level).post(set_level))
         .layer(from_fn(only_loopback_names))
         .with_state(admin)
@@ -160,6 +164,16 @@ async fn config_dump(State(admin): State<Admin>, Query(query): Query<ProxyQuery>
         Some(dump) => Json(dump).into_response(),
         None => {
             let message = format!("no proxy {proxy:?} is connected; /debug/syncz lists them\n");
+            (StatusCode::NOT_FOUND, message).into_response()
+        }
+    }
+}
+
+async fn ca(State(admin): State<Admin>) -> Response {
+    match &admin.ca {
+        Some(ca) => Json(dump::ca(ca)).into_response(),
+        None => {
+            let message = "there is no certificate authority; start with --identity-directory\n";
             (StatusCode::NOT_FOUND, message).into_response()
         }
     }

@@ -9,6 +9,7 @@
 mod admin;
 mod bad_input;
 mod files;
+mod identity;
 mod start;
 mod xds;
 
@@ -166,6 +167,8 @@ impl Drop for Guard {
 struct Controller {
     guard: Guard,
     xds: SocketAddr,
+    /// Only with an authority.
+    secure: Option<SocketAddr>,
     http: SocketAddr,
     admin: SocketAddr,
 }
@@ -192,10 +195,10 @@ impl Controller {
             let line = log.lines().find(|l| l.contains("\"xds\""))?;
             let line: Value = serde_json::from_str(line).ok()?;
             let address = |key: &str| line[key].as_str()?.parse::<SocketAddr>().ok();
-            Some((address("xds")?, address("http")?, address("admin")?))
+            Some((address("xds")?, address("secure"), address("http")?, address("admin")?))
         });
-        let (xds, http, admin) = addresses;
-        Self { guard, xds, http, admin }
+        let (xds, secure, http, admin) = addresses;
+        Self { guard, xds, secure, http, admin }
     }
 
     fn public(&self, path: &str) -> (u16, String) {

@@ -18,15 +18,15 @@ use tonic::{Code, Streaming};
 
 use super::{Controller, Folder, LIMIT, MESH, until};
 
-const ID: &str = "router~10.0.0.9~gw-1.edge~edge.svc.cluster.local";
+pub(super) const ID: &str = "router~10.0.0.9~gw-1.edge~edge.svc.cluster.local";
 const CLUSTER: &str = "outbound|80||shop.edge.svc.cluster.local";
-const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub(super) const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 const VHDS: &str = "type.googleapis.com/envoy.config.route.v3.VirtualHost";
 
-fn node(id: &str, minor: u32) -> Node {
+pub(super) fn node(id: &str, minor: u32) -> Node {
     let text = |t: &str| Field { kind: Some(Kind::StringValue(t.to_owned())) };
     let labels = Struct { fields: [("app".to_owned(), text("gw"))].into() };
     let labels = Field { kind: Some(Kind::StructValue(labels)) };
@@ -43,9 +43,9 @@ fn node(id: &str, minor: u32) -> Node {
 }
 
 /// A delta stream that accepts what it is sent, unless told otherwise.
-struct Proxy {
+pub(super) struct Proxy {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    responses: Streaming<DeltaDiscoveryResponse>,
+    pub(super) responses: Streaming<DeltaDiscoveryResponse>,
 }
 
 async fn client(controller: &Controller) -> AggregatedDiscoveryServiceClient<Channel> {
@@ -56,16 +56,25 @@ async fn client(controller: &Controller) -> AggregatedDiscoveryServiceClient<Cha
 
 impl Proxy {
     async fn connect(controller: &Controller, node: Node) -> Self {
+        let first = DeltaDiscoveryRequest { node: Some(node), ..Self::first() };
+        Self::over(client(controller).await, first).await.expect("a stream")
+    }
+
+    /// Open a stream with this first request.
+    pub(super) async fn over(
+        mut client: AggregatedDiscoveryServiceClient<Channel>,
+        first: DeltaDiscoveryRequest,
+    ) -> Result<Self, tonic::Status> {
         let (requests, outgoing) = mpsc::channel(64);
-        let first = DeltaDiscoveryRequest {
-            node: Some(node),
-            type_url: CDS.to_owned(),
-            ..Default::default()
-        };
         requests.send(first).await.expect("sent");
         let stream = ReceiverStream::new(outgoing);
-        let responses = client(controller).await.delta_aggregated_resources(stream).await;
-        Self { requests, responses: responses.expect("a stream").into_inner() }
+        let responses = client.delta_aggregated_resources(stream).await?;
+        Ok(Self { requests, responses: responses.into_inner() })
+    }
+
+    /// A first request for clusters, without a node.
+    pub(super) fn first() -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest { type_url: CDS.to_owned(), ..Default::default() }
     }
 
     async fn subscribe(&self, type_url: &str, names: &[&str]) {
@@ -77,12 +86,12 @@ impl Proxy {
         self.requests.send(request).await.expect("sent");
     }
 
-    async fn next(&mut self) -> DeltaDiscoveryResponse {
+    pub(super) async fn next(&mut self) -> DeltaDiscoveryResponse {
         let next = tokio::time::timeout(LIMIT, self.responses.message()).await.expect("an answer");
         next.expect("no error").expect("no end")
     }
 
-    async fn answer(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
+    pub(super) async fn answer(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
         let error_detail = error.map(|message| envoy_api::google::rpc::Status {
             code: 13,
             message: message.to_owned(),

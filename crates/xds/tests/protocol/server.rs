@@ -14,7 +14,7 @@ use envoy_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest,
 };
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Status, Streaming};
@@ -27,6 +27,9 @@ use super::dsl::*;
 
 /// Longer than anything here takes, so that a hang is a failure and not a wait.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// How long streams of the node `short-lived` may last.
+const LIFE: Duration = Duration::from_millis(300);
 
 struct Gate {
     ready: bool,
@@ -59,6 +62,7 @@ impl Connector for Gate {
                 Ok(Connection {
                     scope: self.scope.subscribe(),
                     publisher: self.publisher.clone(),
+                    until: (&*request.node_id == "short-lived").then(|| Instant::now() + LIFE),
                     guard: Box::new(Guard(self.open.clone())),
                 })
             }
@@ -391,6 +395,23 @@ async fn r96_on_shutdown_open_streams_end_and_new_ones_are_unavailable() {
     assert_eq!(client.code().await, Code::Ok);
     let mut late = server.connected("n").await;
     assert_eq!(late.code().await, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_what_its_peer_was_admitted_by_and_the_next_is_not_sent_it_all_again() {
+    let server = serve(true, [resource(Cds, "c", 1)]).await;
+    let began = Instant::now();
+    let mut client = server.connected("short-lived").await;
+    let response = client.response().await;
+    let version = response.resources[0].version.clone();
+    assert_eq!(client.code().await, Code::Ok);
+    assert!(began.elapsed() >= LIFE, "{:?}", began.elapsed());
+    let mut back = server.delta().await;
+    let mut first = request(Some("short-lived"), Cds);
+    first.initial_resource_versions.insert("c".to_owned(), version);
+    back.send(first).await;
+    // Nothing is left to send, so its end is all that comes.
+    assert_eq!(back.code().await, Code::Ok);
 }
 
 #[tokio::test]

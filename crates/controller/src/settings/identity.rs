@@ -1,0 +1,212 @@
+//! Settings of identity: the authority, who is believed, the secure port.
+//!
+//! **Invariant:** without a folder for the authority there is none, and no secure port.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use identity::{SpiffeId, TrustDomain};
+
+/// Namespace and service account of the controller in its own certificate.
+const OWN: (&str, &str) = ("heddle-system", "heddle");
+
+/// Arguments of identity.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Identity")]
+pub(crate) struct IdentityArgs {
+    /// Folder of the certificate authority; with it, xDS and certificates are served over mutual
+    /// TLS. An empty one gets a new self-signed root
+    #[arg(long, env = "HEDDLE_IDENTITY_DIRECTORY", value_name = "DIR")]
+    identity_directory: Option<PathBuf>,
+    /// Folder with a CA of yours: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem
+    #[arg(long, env = "HEDDLE_CA_DIRECTORY", value_name = "DIR")]
+    ca_directory: Option<PathBuf>,
+    /// Trust domain: the first part of every identity
+    #[arg(
+        long,
+        env = "HEDDLE_TRUST_DOMAIN",
+        default_value = "cluster.local",
+        value_name = "DOMAIN"
+    )]
+    trust_domain: String,
+    /// Where xDS and certificates are served over mutual TLS
+    #[arg(
+        long,
+        env = "HEDDLE_SECURE_ADDRESS",
+        default_value = "127.0.0.1:15012",
+        value_name = "IP:PORT"
+    )]
+    secure_address: SocketAddr,
+    /// More names and addresses that clients dial the secure port by; localhost, 127.0.0.1, ::1
+    /// and the name of this host are known
+    #[arg(long, env = "HEDDLE_SERVER_NAME", value_delimiter = ',', value_name = "NAME,…")]
+    server_name: Vec<String>,
+    /// Lifetime of certificates whose request names none: 45m, 24h, 7d
+    #[arg(
+        long,
+        env = "HEDDLE_CERTIFICATE_LIFETIME",
+        default_value = "24h",
+        value_parser = duration,
+        value_name = "TIME"
+    )]
+    certificate_lifetime: Duration,
+    /// Longest lifetime; requests for more get this
+    #[arg(
+        long,
+        env = "HEDDLE_LONGEST_CERTIFICATE_LIFETIME",
+        default_value = "90d",
+        value_parser = duration,
+        value_name = "TIME"
+    )]
+    longest_certificate_lifetime: Duration,
+    /// Issuer of JWTs that prove an identity; their audience must be istio-ca
+    #[arg(long, env = "HEDDLE_JWT_ISSUER", requires = "jwt_keys", value_name = "ISSUER")]
+    jwt_issuer: Option<String>,
+    /// Public keys of that issuer: PEM, or a JWKS
+    #[arg(long, env = "HEDDLE_JWT_KEYS", requires = "jwt_issuer", value_name = "FILE")]
+    jwt_keys: Option<PathBuf>,
+    /// Identities whose proxies may be gateways (router~… node ids) on the secure port
+    #[arg(
+        long,
+        env = "HEDDLE_GATEWAY_IDENTITY",
+        value_delimiter = ',',
+        value_name = "NAMESPACE/SERVICE-ACCOUNT,…"
+    )]
+    gateway_identity: Vec<String>,
+}
+
+/// What identity is set to.
+#[derive(Debug)]
+pub(crate) struct IdentitySettings {
+    /// Folder of the authority.
+    pub(crate) folder: PathBuf,
+    /// Files of an authority that is not made here.
+    pub(crate) plug_in: Option<PathBuf>,
+    /// The controller's own identity.
+    pub(crate) own: SpiffeId,
+    /// What clients dial.
+    pub(crate) names: Vec<String>,
+    /// The secure port.
+    pub(crate) address: SocketAddr,
+    /// Lifetime of certificates.
+    pub(crate) lifetime: Duration,
+    /// The longest.
+    pub(crate) longest: Duration,
+    /// Issuer of JWTs and the file of its keys.
+    pub(crate) jwt: Option<(String, PathBuf)>,
+    /// Identities that may be gateways.
+    pub(crate) gateways: BTreeSet<SpiffeId>,
+}
+
+// === impl IdentityArgs ===
+
+impl IdentityArgs {
+    /// Check the arguments; none = no authority.
+    pub(super) fn resolve(self) -> Result<Option<IdentitySettings>> {
+        let Self {
+            identity_directory,
+            ca_directory,
+            trust_domain,
+            secure_address,
+            server_name,
+            certificate_lifetime,
+            longest_certificate_lifetime,
+            jwt_issuer,
+            jwt_keys,
+            gateway_identity,
+        } = self;
+        let Some(folder) = identity_directory else {
+            let without = [
+                ("--ca-directory", ca_directory.is_some()),
+                ("--jwt-issuer", jwt_issuer.is_some()),
+                ("--gateway-identity", !gateway_identity.is_empty()),
+                ("--server-name", !server_name.is_empty()),
+            ];
+            if let Some((flag, _)) = without.into_iter().find(|(_, given)| *given) {
+                bail!("{flag} has no effect without --identity-directory");
+            }
+            return Ok(None);
+        };
+        let trust_domain: TrustDomain = trust_domain.parse().context("--trust-domain")?;
+        if certificate_lifetime > longest_certificate_lifetime {
+            bail!("--certificate-lifetime is longer than --longest-certificate-lifetime");
+        }
+        let gateway = |text: &String| {
+            let parts = text.split_once('/').filter(|(_, account)| !account.contains('/'));
+            let (namespace, account) = parts.with_context(|| {
+                format!("--gateway-identity takes NAMESPACE/SERVICE-ACCOUNT, not {text:?}")
+            })?;
+            SpiffeId::new(&trust_domain, namespace, account).context("--gateway-identity")
+        };
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        names.extend(host_name());
+        names.extend(server_name);
+        Ok(Some(IdentitySettings {
+            folder,
+            plug_in: ca_directory,
+            own: SpiffeId::new(&trust_domain, OWN.0, OWN.1)?,
+            names,
+            address: secure_address,
+            lifetime: certificate_lifetime,
+            longest: longest_certificate_lifetime,
+            jwt: jwt_issuer.zip(jwt_keys),
+            gateways: gateway_identity.iter().map(gateway).collect::<Result<_>>()?,
+        }))
+    }
+}
+
+/// The name of this host, if it can stand in a certificate.
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?.trim().to_owned();
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.');
+    (!name.is_empty() && name.bytes().all(allowed)).then_some(name)
+}
+
+/// A time such as 90s, 45m, 24h or 7d.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is no time; use a number and s, m, h or d, such as 24h");
+    let unit = text.chars().last().ok_or_else(bad)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 24 * 3600,
+        _ => return Err(bad()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| bad())?;
+    let longest = 10 * 365 * 24 * 3600;
+    match number.checked_mul(seconds) {
+        Some(60..) if number * seconds <= longest => Ok(Duration::from_secs(number * seconds)),
+        _ => Err(format!("{text:?} is not between 60s and 10 years")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_number_and_a_unit() {
+        for (text, seconds) in [("60s", 60), ("45m", 2700), ("24h", 86_400), ("7d", 604_800)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        for bad in [
+            "",
+            "h",
+            "24",
+            "24x",
+            "-1h",
+            "1.5h",
+            "59s",
+            "0d",
+            "4000d",
+            "99999999999999999999d",
+            "1ä",
+        ] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}
