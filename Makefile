@@ -6,7 +6,7 @@ CACHE := $(or $(HEDDLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heddle)
 DENY_VERSION := 0.20.2
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build test lint demo bench mutants envoy cluster-up cluster-down
+.PHONY: help build test lint demo bench mutants envoy e2e cluster-up cluster-down
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -39,6 +39,11 @@ bench: ## Measure the engine alone, and start, latency and bytes with a real Env
 
 mutants: ## Break the code in one place at a time and see that a test notices (minutes)
 	tests/scripts/mutants
+
+e2e: ## Install Heddle into a real Kubernetes and use it, as root; ends with "N passed, N failed, N skipped"
+	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
+	$(CARGO) build --workspace --bins --locked && \
+	exec "$(TARGET)/debug/e2e"
 
 cluster-up: ## Bring up a real Kubernetes of one node, from parts, as root (CLUSTER=name, PROFILE=api)
 	@tests/cluster/up
