@@ -11,6 +11,8 @@ use config::yaml::Mark;
 use model::{Change, ObjectRef, Problem, Proxy, ProxyKey};
 use tokio::sync::watch;
 
+use crate::status::conditions::Condition;
+
 /// One thing that happened.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -74,6 +76,8 @@ pub(crate) struct SourceObject {
     pub(crate) written: Option<Written>,
     /// Generation, where the API server counts it.
     pub(crate) generation: Option<i64>,
+    /// What its status says already; nothing where nobody writes one.
+    pub(crate) conditions: Vec<Condition>,
     /// Faults within the object.
     pub(crate) problems: Vec<Problem>,
 }

@@ -9,6 +9,7 @@ mod claims;
 mod connector;
 mod event;
 mod identity;
+mod leader;
 mod logging;
 mod metrics;
 mod pipeline;
@@ -18,6 +19,7 @@ mod pushes;
 mod serve;
 mod settings;
 mod sources;
+mod status;
 mod world;
 
 use std::process::ExitCode;
@@ -31,10 +33,11 @@ use tokio::task::JoinSet;
 
 use crate::identity::Identity;
 use crate::pipeline::Pipeline;
-use crate::serve::Listeners;
+use crate::serve::{Listeners, identifier};
 use crate::settings::{Args, Settings, Source};
 use crate::sources::directory::Directory;
-use crate::sources::kubernetes::Kubernetes;
+use crate::sources::kubernetes::{self, Kubernetes};
+use crate::status::StatusWriter;
 use crate::world::Shared;
 
 /// Events that may wait for the loop. When full, sources and new streams wait; rejections are
@@ -86,8 +89,14 @@ async fn run(settings: Settings) -> Result<()> {
             tasks.spawn(source.run(inbox.clone(), stopped.clone()));
         }
         Source::Kubernetes { mesh_config_map } => {
-            let source = Kubernetes::open(mesh_config_map, Arc::clone(&shared.sources)).await?;
+            let client = kubernetes::connect().await?;
+            let states = Arc::clone(&shared.sources);
+            let source = Kubernetes::new(client.clone(), mesh_config_map, states);
             tasks.spawn(source.run(inbox.clone(), stopped.clone()));
+            let (replica, world) = (identifier(), Arc::clone(&shared));
+            tasks.spawn(leader::run(client.clone(), replica.clone(), world, stopped.clone()));
+            let writer = StatusWriter::new(client, replica, Arc::clone(&shared));
+            tasks.spawn(writer.run(stopped.clone()));
         }
     }
     let pipeline = Pipeline::new(Arc::clone(&shared), settings.verify_engine);

@@ -38,6 +38,7 @@ pub(crate) struct Metrics {
     virtual_services: IntGauge,
     problems: IntGaugeVec,
     ready: IntGauge,
+    leading: IntGauge,
     sources: IntGaugeVec,
     identity: Option<IdentityMetrics>,
     /// Two who ask at once would count everything twice.
@@ -119,6 +120,7 @@ impl Metrics {
                 &["severity"],
             )?,
             ready: gauge("heddle_ready", "Whether every source has synced")?,
+            leading: gauge("heddle_leading", "Whether this replica leads")?,
             sources: IntGaugeVec::new(
                 Opts::new("heddle_source_stale", "Whether a watch of the cluster cannot go on"),
                 &["kind"],
@@ -142,6 +144,7 @@ impl Metrics {
             &metrics.services,
             &metrics.virtual_services,
             &metrics.ready,
+            &metrics.leading,
         ];
         for gauge in gauges {
             registry.register(Box::new(gauge.clone()))?;
@@ -211,6 +214,7 @@ impl Metrics {
             let stale = watched.state == SourceState::Stale;
             self.sources.with_label_values(&[kind]).set(i64::from(stale));
         }
+        self.leading.set(i64::from(*self.shared.leading.borrow()));
         self.ready.set(i64::from(*self.shared.ready.borrow()));
         if let Some(identity) = &self.identity {
             identity.refresh();

@@ -133,7 +133,7 @@ fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
 }
 
 /// What this replica calls itself.
-fn identifier() -> String {
+pub(crate) fn identifier() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { "heddle".to_owned() } else { name.to_owned() }

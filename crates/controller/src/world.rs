@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) world: ArcSwap<World>,
     /// Whether every source has synced and what it said is published.
     pub(crate) ready: watch::Sender<bool>,
+    /// Whether this replica leads.
+    pub(crate) leading: watch::Sender<bool>,
     /// How the watches of sources are doing.
     pub(crate) sources: Arc<SourceStates>,
 }
@@ -58,6 +60,7 @@ impl Default for Shared {
             publisher: Arc::default(),
             world: ArcSwap::default(),
             ready: watch::Sender::new(false),
+            leading: watch::Sender::new(false),
             sources: Arc::default(),
         }
     }

@@ -235,7 +235,7 @@ fn origins_of(resource: &ir::Resource) -> impl Iterator<Item = &Origin> {
 }
 
 /// A time such as `2026-01-31T12:00:00Z`.
-fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // The proleptic Gregorian calendar, years beginning in March.

@@ -5,6 +5,8 @@
 
 mod dump;
 
+pub(crate) use self::dump::rfc3339;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

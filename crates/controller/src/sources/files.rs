@@ -125,7 +125,8 @@ impl Files {
             }
         }
         let written = Some(Written { file: path.clone(), raw: raw.clone() });
-        let object = SourceObject { written, generation: raw.generation, problems };
+        let object =
+            SourceObject { written, generation: raw.generation, conditions: Vec::new(), problems };
         (change, Some(Arc::new(object)))
     }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Deserializer};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::event::SourceObject;
+use crate::status::conditions::{self, Condition};
 
 /// Of which source every object here is.
 const SOURCE: &str = "kubernetes";
@@ -196,12 +197,13 @@ impl Index {
                 return None;
             }
         };
-        // The generation is part of what users see of an object, where they write it.
-        let generation =
-            raw.generation.filter(|_| raw.known().is_some_and(|k| k.kind.spec().is_some()));
+        // Generation and status are part of what users see of an object that they write.
+        let has_status = raw.known().is_some_and(|k| k.in_api && k.kind.spec().is_some());
+        let generation = raw.generation.filter(|_| has_status);
+        let conditions = if has_status { conditions::read(&raw.body) } else { Vec::new() };
         let owner = Arc::clone(&raw.owner);
         let (change, problems) = config::lower(raw);
-        let digest = digest(&change, &problems, generation);
+        let digest = digest(&change, &problems, generation, &conditions);
         let known = self.known.insert(key, (owner, digest));
         if known.is_some_and(|(_, before)| before == digest) {
             return None;
@@ -212,7 +214,10 @@ impl Index {
                 Severity::Warning => tracing::warn!("{problem}"),
             }
         }
-        Some((change, Some(Arc::new(SourceObject { written: None, generation, problems }))))
+        Some((
+            change,
+            Some(Arc::new(SourceObject { written: None, generation, conditions, problems })),
+        ))
     }
 
     fn remove(&mut self, key: &Key) -> Option<Said> {
@@ -222,10 +227,15 @@ impl Index {
 }
 
 /// Equal for objects that mean the same to us.
-fn digest(change: &Change, problems: &[Problem], generation: Option<i64>) -> u128 {
+fn digest(
+    change: &Change,
+    problems: &[Problem],
+    generation: Option<i64>,
+    conditions: &[Condition],
+) -> u128 {
     let mut hasher = Xxh3::new();
     change.rows.hash(&mut hasher);
     problems.hash(&mut hasher);
-    generation.hash(&mut hasher);
+    (generation, conditions).hash(&mut hasher);
     hasher.digest128()
 }

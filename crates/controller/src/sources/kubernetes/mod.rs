@@ -44,20 +44,25 @@ pub(super) struct Unsynced {
     inbox: mpsc::Sender<Event>,
 }
 
+/// A client by the kubeconfig, or by the service account of the pod that this runs in.
+pub(crate) async fn connect() -> Result<Client> {
+    let mut config = kube::Config::infer().await.context(
+        "--source kubernetes needs a kubeconfig (KUBECONFIG, ~/.kube/config) or the service \
+         account of a pod",
+    )?;
+    config.connect_timeout = Some(CONNECT);
+    let url = config.cluster_url.clone();
+    let client = Client::try_from(config).with_context(|| format!("a client of {url}"))?;
+    tracing::info!(server = %url, namespace = client.default_namespace(), "watching a cluster");
+    Ok(client)
+}
+
 // === impl Kubernetes ===
 
 impl Kubernetes {
-    /// A client by the kubeconfig, or by the service account of the pod that this runs in.
-    pub(crate) async fn open(mesh_config_map: String, states: Arc<SourceStates>) -> Result<Self> {
-        let mut config = kube::Config::infer().await.context(
-            "--source kubernetes needs a kubeconfig (KUBECONFIG, ~/.kube/config) or the service \
-             account of a pod",
-        )?;
-        config.connect_timeout = Some(CONNECT);
-        let url = config.cluster_url.clone();
-        let client = Client::try_from(config).with_context(|| format!("a client of {url}"))?;
-        tracing::info!(server = %url, namespace = client.default_namespace(), "watching a cluster");
-        Ok(Self { client, mesh_config_map, states })
+    /// Watch the cluster that this is a client of.
+    pub(crate) fn new(client: Client, mesh_config_map: String, states: Arc<SourceStates>) -> Self {
+        Self { client, mesh_config_map, states }
     }
 
     /// Run until told to stop.
