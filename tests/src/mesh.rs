@@ -74,8 +74,18 @@ impl Controller {
 
     /// Start a controller on a directory.
     pub fn launch(binary: &Path, directory: &Path, log: &Path) -> Result<Self> {
+        Self::launch_with(binary, directory, log, &[])
+    }
+
+    /// Start a controller on a directory with more arguments.
+    pub fn launch_with(
+        binary: &Path,
+        directory: &Path,
+        log: &Path,
+        more: &[String],
+    ) -> Result<Self> {
         let [xds, http, admin] = [free_address()?, free_address()?, free_address()?];
-        let args = [
+        let mut args = vec![
             "--source".to_owned(),
             format!("directory={}", directory.display()),
             "--xds-address".to_owned(),
@@ -85,6 +95,7 @@ impl Controller {
             "--admin-address".to_owned(),
             admin.to_string(),
         ];
+        args.extend_from_slice(more);
         let process = Leashed::start("heddle-controller", binary, &args, log)?;
         Ok(Self { process, xds, http, admin })
     }
@@ -195,6 +206,16 @@ impl Envoy {
         };
         let file = work.join("envoy.json");
         std::fs::write(&file, bootstrap.to_json().to_string())?;
+        Self::from_file(binary, &file, admin, work).await
+    }
+
+    /// Start a proxy with a bootstrap file, whose admin port is `admin`.
+    pub async fn from_file(
+        binary: &Path,
+        file: &Path,
+        admin: SocketAddr,
+        work: &Path,
+    ) -> Result<Self> {
         let args = [
             "-c",
             &file.to_string_lossy(),

@@ -2,11 +2,12 @@
 //!
 //! **Invariant:** what stands in it is built in `envoy_api::bootstrap`; here are only arguments.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use envoy_api::bootstrap::{Bootstrap, Protocol};
+use envoy_api::mutual_tls;
 use model::{Capabilities, Proxy};
 use serde_json::{Map, Value, json};
 
@@ -22,9 +23,12 @@ pub(crate) struct Args {
     /// Labels of the proxy
     #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE,…")]
     labels: Vec<String>,
-    /// Where Heddle serves xDS
-    #[arg(long, default_value = "127.0.0.1:15010", value_name = "HOST:PORT")]
-    xds_address: String,
+    /// Where Heddle serves xDS [default: 127.0.0.1:15010, with --certificates 127.0.0.1:15012]
+    #[arg(long, value_name = "HOST:PORT")]
+    xds_address: Option<String>,
+    /// Folder of `heddle ca request`: connect by mutual TLS with the certificate in it
+    #[arg(long, value_name = "DIR")]
+    certificates: Option<PathBuf>,
     /// Port of Envoy's admin endpoint, on loopback; 0 picks one
     #[arg(long, default_value_t = 15000, value_name = "PORT")]
     admin_port: u16,
@@ -39,12 +43,16 @@ pub(crate) struct Args {
 /// Run the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let proxy = Proxy::parse(&args.node, None, Capabilities { vhds: true }).context("--node")?;
-    let (host, port) = match args.xds_address.rsplit_once(':') {
+    let address = args.xds_address.as_deref().unwrap_or(match args.certificates {
+        Some(_) => "127.0.0.1:15012",
+        None => "127.0.0.1:15010",
+    });
+    let (host, port) = match address.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() => (host, port.parse::<u16>().ok()),
         _ => ("", None),
     };
     let Some(port) = port.filter(|port| *port > 0) else {
-        bail!("--xds-address takes HOST:PORT, not {:?}", args.xds_address);
+        bail!("--xds-address takes HOST:PORT, not {address:?}");
     };
     // An IPv6 address stands in brackets before a port, and without them elsewhere.
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
@@ -53,7 +61,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut metadata = Map::new();
     metadata.insert("NAMESPACE".to_owned(), json!(&*proxy.namespace));
     metadata.insert("LABELS".to_owned(), Value::Object(labels));
+    let folder = args.certificates.as_deref().map(certificates).transpose()?;
     let bootstrap = Bootstrap {
+        xds_transport_socket: folder.map(|f| mutual_tls::transport_socket(&f, host)),
         cluster: format!("{}.{}", proxy.name, proxy.namespace),
         metadata,
         protocol: if args.sotw { Protocol::Sotw } else { Protocol::Delta },
@@ -71,4 +81,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The absolute path of a folder with what Envoy needs for TLS.
+fn certificates(folder: &Path) -> Result<PathBuf> {
+    for file in [mutual_tls::CERTIFICATE_FILE, mutual_tls::ROOTS_FILE] {
+        if !folder.join(file).is_file() {
+            bail!(
+                "--certificates {} holds no {file}; `heddle ca request` writes it",
+                folder.display()
+            );
+        }
+    }
+    folder.canonicalize().with_context(|| format!("--certificates {}", folder.display()))
 }

@@ -4,11 +4,13 @@
 
 mod admin;
 mod bootstrap;
+mod ca;
 mod files;
 mod output;
 mod render;
 mod report;
 mod status;
+mod token;
 mod wait;
 
 use std::process::ExitCode;
@@ -33,6 +35,12 @@ enum Command {
     Bootstrap(bootstrap::Args),
     /// Wait until a URL answers: for probes and scripts
     Wait(wait::Args),
+    /// The certificate authority, and certificates from it
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// Tokens with which machines get their first certificate
+    #[command(subcommand)]
+    Token(token::Command),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +49,8 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args),
         Command::Wait(args) => wait::run(&args),
+        Command::Ca(command) => ca::run(&command),
+        Command::Token(command) => token::run(&command),
     };
     match result {
         Ok(code) => code,

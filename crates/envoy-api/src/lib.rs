@@ -18,6 +18,7 @@ pub mod check;
 pub mod config_source;
 pub mod dump;
 pub mod json;
+pub mod mutual_tls;
 pub mod resource;
 
 mod generated {

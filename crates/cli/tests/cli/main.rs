@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod commands;
+mod identity;
 mod render;
 
 use std::path::{Path, PathBuf};
