@@ -57,6 +57,14 @@ fn given_the_table_of_kinds_then_the_files_of_the_chart_are_those_made_from_it()
             files.insert(format!("charts/heddle/files/crds/{}.yaml", known.plural), text);
         }
     }
+    // The permissions stand in what `heddle install` prints, too.
+    let install = "crates/cli/src/install.yaml".to_owned();
+    let printed = std::fs::read_to_string(root().join(&install)).expect("what install prints");
+    let (before, rest) = printed.split_once("rules:\n# Made from").expect("the permissions");
+    let end = rest.find("\n\n").or_else(|| rest.find("\n---")).expect("what follows them") + 1;
+    let after = &rest[end..];
+    let permissions = yaml(&permissions());
+    files.insert(install, format!("{before}rules:\n{permissions}{after}"));
     let update = std::env::var_os("UPDATE").is_some();
     let mut stale = Vec::new();
     for (name, text) in &files {

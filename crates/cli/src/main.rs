@@ -5,7 +5,9 @@
 mod admin;
 mod bootstrap;
 mod ca;
+mod cluster;
 mod files;
+mod install;
 mod output;
 mod render;
 mod report;
@@ -31,6 +33,8 @@ enum Command {
     Render(render::Args),
     /// Show the proxies that are connected and whether they are in sync
     Status(status::Args),
+    /// Print the manifests that install Heddle into a cluster: heddle install | kubectl apply -f -
+    Install(install::Args),
     /// Print an Envoy bootstrap that connects to Heddle
     Bootstrap(bootstrap::Args),
     /// Wait until a URL answers: for probes and scripts
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Render(args) => render::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Install(args) => install::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args),
         Command::Wait(args) => wait::run(&args),
         Command::Ca(command) => ca::run(&command),

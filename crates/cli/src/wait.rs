@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::admin;
@@ -35,11 +35,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         bail!("{:?} is not understood; use http://HOST:PORT/PATH", args.url);
     };
     let path = format!("/{path}");
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
-    runtime.block_on(async {
+    admin::wait_for(async {
         let deadline = Instant::now() + Duration::from_secs(args.timeout.max(1));
         loop {
             let answer = timeout_at(deadline, admin::request(address, &path)).await;

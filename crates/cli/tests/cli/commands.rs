@@ -60,6 +60,29 @@ fn given_a_file_then_the_bootstrap_is_written_to_it() {
 }
 
 #[test]
+fn given_nothing_then_install_prints_namespace_crds_and_the_chart() {
+    let ran = Folder::new().run(&["install"]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+    let kinds: Vec<&str> = ran.out.lines().filter_map(|l| l.strip_prefix("kind: ")).collect();
+    assert_eq!(kinds[0], "Namespace");
+    for kind in ["CustomResourceDefinition", "ClusterRole", "Deployment", "ConfigMap"] {
+        assert!(kinds.contains(&kind), "{kind} is not among {kinds:?}");
+    }
+    let without = Folder::new().run(&["install", "--no-crds"]).out;
+    assert!(!without.contains("CustomResourceDefinition") && without.contains("ClusterRole"));
+}
+
+#[test]
+fn given_no_kubeconfig_then_status_of_a_cluster_says_what_it_needs() {
+    let folder = Folder::new();
+    let mut command = folder.command(&["status", "--kubernetes"]);
+    command.env("KUBECONFIG", folder.path().join("nowhere")).env_remove("KUBERNETES_SERVICE_HOST");
+    let ran = super::Ran::from(command.output().expect("it runs"));
+    ran.says(1, &["--kubernetes needs a kubeconfig", "KUBECONFIG"]);
+    folder.run(&["status", "--namespace", "x"]).says(2, &["--kubernetes"]);
+}
+
+#[test]
 fn given_a_url_then_wait_ends_well_only_when_it_answers() {
     let folder = Folder::new();
     let good = answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use house::client::Client;
 use house::statistics::is_plausible;
+use serde_json::Value;
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, SYSTEM, until};
@@ -39,6 +40,7 @@ cases![
     given_traffic_when_the_chart_is_upgraded_then_no_request_fails_and_the_settings_are_in_force,
     given_helm_3_when_it_installs_upgrades_rolls_back_and_uninstalls_then_each_works,
     given_a_namespace_that_is_deleted_then_its_objects_are_gone,
+    given_no_helm_then_heddle_install_prints_what_the_chart_holds,
     given_an_uninstalled_chart_then_nothing_but_the_crds_is_left,
 ];
 
@@ -111,17 +113,17 @@ async fn given_traffic_when_the_weights_are_stepped_then_no_request_fails(
 async fn given_a_gateway_then_it_is_synced_and_its_routes_say_where_they_come_from(
     cluster: &Cluster,
 ) -> Result<()> {
-    let admin = cluster.admin().await?;
-    // The gateway is connected to one of the replicas, not always to this one.
-    let table = cluster.heddle(&["status", "--admin", &admin.address.to_string()])?;
-    ensure!(table.contains("PROXY"), "{table}");
-    let streams = admin.page("/debug/syncz").await?;
-    if let Some(stream) = streams.as_array().and_then(|s| s.first()) {
-        ensure!(stream["synced"] == true, "{streams}");
-        let proxy = stream["proxy"].as_str().context("a proxy")?;
-        let dump = admin.page(&format!("/debug/config_dump?proxyID={proxy}")).await?.to_string();
-        ensure!(dump.contains("VirtualService default/reviews"), "{dump}");
-    }
+    let table = cluster.heddle(&["status", "--kubernetes"])?;
+    ensure!(table.contains("CONTROLLER") && table.contains("heddle-gateway-"), "{table}");
+    let streams = cluster.heddle(&["status", "--kubernetes", "-n", SYSTEM, "-o", "json"])?;
+    let streams: Value = serde_json::from_str(&streams)?;
+    // The gateway is connected to one of the replicas.
+    let stream = &streams[0];
+    ensure!(stream["synced"] == true && streams[1].is_null(), "{streams}");
+    let text = |key: &str| stream[key].as_str().with_context(|| format!("{key} in {stream}"));
+    let admin = cluster.admin_of(&format!("pod/{}", text("controller")?)).await?;
+    let dump = admin.page(&format!("/debug/config_dump?proxyID={}", text("proxy")?)).await?;
+    ensure!(dump.to_string().contains("VirtualService default/reviews"), "{dump}");
     Ok(())
 }
 
@@ -316,6 +318,22 @@ async fn given_a_namespace_that_is_deleted_then_its_objects_are_gone(
         objects.iter().all(|o| o["namespace"] != "tutorial")
     })
     .await
+}
+
+async fn given_no_helm_then_heddle_install_prints_what_the_chart_holds(
+    cluster: &Cluster,
+) -> Result<()> {
+    let chart = cluster.run(cluster.path("tests/cluster/render"), &[], "")?;
+    let printed = cluster.heddle(&["install", "--no-crds"])?;
+    ensure!(
+        printed.trim_end().ends_with(chart.trim_end()),
+        "the chart changed: run tests/cluster/render > crates/cli/src/install.yaml"
+    );
+    let everything = cluster.heddle(&["install"])?;
+    let tried = ["apply", "--dry-run=server", "--server-side", "--force-conflicts", "-f", "-"];
+    let said = cluster.run("kubectl", &tried, &everything)?;
+    ensure!(said.contains("virtualservices") && said.contains("deployment.apps/heddle"), "{said}");
+    Ok(())
 }
 
 async fn given_an_uninstalled_chart_then_nothing_but_the_crds_is_left(

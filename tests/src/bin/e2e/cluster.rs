@@ -139,10 +139,15 @@ impl Cluster {
 
     /// A client of the admin endpoint of some controller.
     pub(crate) async fn admin(&self) -> Result<Forward> {
+        self.admin_of("deployment/heddle").await
+    }
+
+    /// A client of the admin endpoint of this controller.
+    pub(crate) async fn admin_of(&self, controller: &str) -> Result<Forward> {
         let address = free_address()?;
         let port = format!("{}:8080", address.port());
         let child = Command::new("kubectl")
-            .args(["-n", SYSTEM, "port-forward", "deployment/heddle", &port])
+            .args(["-n", SYSTEM, "port-forward", controller, &port])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
