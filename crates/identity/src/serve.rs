@@ -6,8 +6,8 @@
 //! A connection ends with the certificate that opened it: GOAWAY first, so that the client opens
 //! the next one with its new certificate while streams run out.
 //!
-//! **Invariant:** a peer that does not speak costs a bounded time and a bounded number of places;
-//! every task is owned by the call to `serve`.
+//! **Invariant:** a peer that does not speak, or proves nothing, costs a bounded time; handshakes
+//! under way are bounded in number; every task is owned by the call to `serve`.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -38,10 +38,13 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes at once; the oldest gives way to a new one. An honest one takes milliseconds, so
 /// only those that wait for nothing grow old.
 const HANDSHAKES: usize = 1024;
-/// Time until the first request.
-const FIRST_REQUEST: Duration = Duration::from_secs(20);
+/// Time until the first call of somebody who is believed: an open connection costs memory.
+const FIRST_CALL: Duration = Duration::from_secs(20);
 /// Time that open streams have to end after GOAWAY.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// The gRPC status of callers who are not believed.
+const UNAUTHENTICATED: &[u8] = b"16";
 
 /// What connections are served with.
 #[derive(Clone)]
@@ -143,14 +146,20 @@ where
         Some(Ok(verified)) => Some(verified.ends),
         _ => None,
     };
-    let asked = Arc::new(AtomicBool::new(false));
-    let note = Arc::clone(&asked);
-    let service = service.map_request(move |request: http::Request<hyper::body::Incoming>| {
-        note.store(true, Ordering::Relaxed);
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(peer.clone());
-        request
-    });
+    let believed = Arc::new(AtomicBool::new(false));
+    let note = Arc::clone(&believed);
+    let service = service
+        .map_request(move |request: http::Request<hyper::body::Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(peer.clone());
+            request
+        })
+        .map_response(move |response: http::Response<Body>| {
+            let refused = response.headers().get("grpc-status");
+            let refused = refused.is_some_and(|status| status.as_bytes() == UNAUTHENTICATED);
+            note.fetch_or(!refused, Ordering::Relaxed);
+            response
+        });
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(30))
@@ -159,17 +168,16 @@ where
         .max_concurrent_streams(1024);
     let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut serving = pin!(serving);
-    let silent = Instant::now() + FIRST_REQUEST;
-    let mut silent = Some(silent);
+    let mut patience = Some(Instant::now() + FIRST_CALL);
     loop {
         tokio::select! {
             _ = &mut serving => return,
             () = until(end) => break,
-            () = until(silent) => {
-                if !asked.load(Ordering::Relaxed) {
-                    return;
+            () = until(patience) => {
+                if !believed.load(Ordering::Relaxed) {
+                    break;
                 }
-                silent = None;
+                patience = None;
             }
             _ = connections.stopped.wait_for(|stopped| *stopped) => break,
         }

@@ -70,8 +70,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         .build()
         .context("starting the runtime")?;
     let certified = runtime.block_on(async {
-        let channel = client::connect(&args.address, config).await?;
-        client::request(&channel, token.as_ref().map(|t| t.as_str()), csr, lifetime).await
+        let channel = client::connect(&args.address, config).await;
+        let channel = channel.with_context(|| {
+            format!("is the controller there, and are {} its roots?", roots.display())
+        })?;
+        client::request(&channel, token.as_ref().map(|t| t.as_str()), csr, lifetime)
+            .await
+            .map_err(anyhow::Error::from)
     })?;
     write(folder, &key, &certified)?;
     output::print(&format!("a certificate is in {}", folder.display()))?;
