@@ -68,10 +68,11 @@ impl PrivateKey {
     /// Read the only private key of a text.
     pub fn from_pem(text: &[u8]) -> Result<Self, KeyError> {
         let key = PrivateKeyDer::from_pem_slice(text).map_err(|_| KeyError::NoKey)?;
-        let der = Zeroizing::new(key.secret_der().to_vec());
-        let kind = match key {
-            PrivateKeyDer::Pkcs1(_) => RsaKeyPair::from_der(&der).ok().map(Kind::Rsa),
-            _ => ecdsa(&der).or_else(|| RsaKeyPair::from_pkcs8(&der).ok().map(Kind::Rsa)),
+        let key = Zeroizing::new(key);
+        let der = key.secret_der();
+        let kind = match &*key {
+            PrivateKeyDer::Pkcs1(_) => RsaKeyPair::from_der(der).ok().map(Kind::Rsa),
+            _ => ecdsa(der).or_else(|| RsaKeyPair::from_pkcs8(der).ok().map(Kind::Rsa)),
         };
         let kind = kind.ok_or(KeyError::Unsupported)?;
         if let Kind::Rsa(rsa) = &kind
@@ -100,6 +101,7 @@ impl PrivateKey {
     /// PKCS#8.
     pub(crate) fn to_der(&self) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         let der = match &self.0 {
+            // The library wipes its own copies.
             Kind::P256(key) | Kind::P384(key) => key.to_pkcs8v1().map(|d| d.as_ref().to_vec()),
             Kind::Rsa(key) => key.as_der().map(|d: Pkcs8V1Der<'_>| d.as_ref().to_vec()),
         };

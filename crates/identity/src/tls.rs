@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -75,8 +76,7 @@ impl ServerTls {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| failed(&e))?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, private(&key).map_err(|e| failed(&e))?)
-            .map_err(|e| failed(&e))?;
+            .with_cert_resolver(certified(chain, &key)?);
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -101,10 +101,7 @@ pub fn client_config(
         .map_err(|e| failed(&e))?
         .with_root_certificates(bundle.anchors());
     let mut config = match certificate {
-        Some((chain, key)) => {
-            let key = private(key).map_err(|e| failed(&e))?;
-            builder.with_client_auth_cert(chain, key).map_err(|e| failed(&e))?
-        }
+        Some((chain, key)) => builder.with_client_cert_resolver(certified(chain, key)?),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -132,7 +129,16 @@ pub(crate) fn identity_of(certificate: &[u8]) -> Result<(SpiffeId, SystemTime), 
     Ok((id, time_of(&parsed.validity().not_after)))
 }
 
-fn private(key: &PrivateKey) -> Result<PrivateKeyDer<'static>, crate::key::KeyError> {
-    // rustls wipes it.
-    Ok(PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_der()?.to_vec())))
+/// A chain and its key, of one pair. The copy of the key that is made on the way is wiped.
+fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKey,
+) -> Result<Arc<SingleCertAndKey>, TlsError> {
+    let der = key.to_der().map_err(|error| TlsError(error.to_string()))?;
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
+    let failed = |error: rustls::Error| TlsError(error.to_string());
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der).map_err(failed)?;
+    let certified = CertifiedKey::new(chain, key);
+    certified.keys_match().map_err(failed)?;
+    Ok(Arc::new(certified.into()))
 }
