@@ -324,6 +324,57 @@ fn given_mesh_settings_in_a_config_map_then_they_follow_it() {
     });
 }
 
+#[test]
+fn given_very_large_objects_then_they_are_read_like_any_other() {
+    run(async {
+        let fake = installed();
+        for slice in 0..10 {
+            let endpoints: Vec<Value> = (0..1000)
+                .map(|n| json!({"addresses": [format!("10.{slice}.{}.{}", n / 250, n % 250)]}))
+                .collect();
+            let name = format!("a-{slice}");
+            let object = json!({
+                "metadata": {"name": name, "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": "a"}},
+                "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": endpoints,
+            });
+            fake.state().put("endpointslices", key(&name), object);
+        }
+        let mut large = rule("r", "a");
+        large["metadata"]["annotations"] = json!({"note": "x".repeat(1_500_000)});
+        fake.state().put("virtualservices", key("r"), large);
+        let source = Running::synced(&fake).await;
+        assert_eq!(source.rows, source.expected());
+        let endpoints = source.rows.values().flatten().map(|row| match row {
+            Row::EndpointSlice(slice) => slice.endpoints.len(),
+            _ => 0,
+        });
+        assert_eq!(endpoints.sum::<usize>(), 10_000);
+    });
+}
+
+#[test]
+fn given_a_status_that_we_wrote_then_it_is_known_and_only_that_is_news() {
+    run(async {
+        let fake = installed();
+        fake.state().put("virtualservices", key("r"), rule("r", "a"));
+        let mut source = Running::synced(&fake).await;
+        let before = source.updates;
+        let mut written = rule("r", "a");
+        written["status"] = json!({"conditions": [
+            {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
+             "observedGeneration": 1, "lastTransitionTime": "2026-01-31T12:00:00Z"}]});
+        fake.state().put("virtualservices", key("r"), written.clone());
+        source.until("our status", |s| s.updates == before + 1).await;
+        // What others say in the status of an object is not our business.
+        let conditions = written["status"]["conditions"].as_array_mut().expect("a list");
+        conditions.push(json!({"type": "Reconciled", "status": "True"}));
+        fake.state().put("virtualservices", key("r"), written);
+        source.pass(Duration::from_secs(5)).await;
+        assert_eq!(source.updates, before + 1);
+    });
+}
+
 /// Something that happens to a cluster.
 #[derive(Clone, Debug)]
 enum Step {
