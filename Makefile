@@ -35,7 +35,7 @@ demo: ## Watch a canary split move through a real Envoy while its YAML is edited
 bench: ## Measure the engine and the certificate service alone, and start, latency and bytes with a real Envoy
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench --bin bench_engine --bin bench_identity --bin leash && \
-	"$(TARGET)/release/bench_engine" && "$(TARGET)/release/bench_identity" && exec "$(TARGET)/release/bench"
+	"$(TARGET)/release/bench_engine" && "$(TARGET)/release/bench" && exec "$(TARGET)/release/bench_identity"
 
 mutants: ## Break the code in one place at a time and see that a test notices (minutes)
 	tests/scripts/mutants

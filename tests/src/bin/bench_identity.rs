@@ -84,12 +84,14 @@ async fn run() -> Result<()> {
 
     let workloads: Vec<_> = (0..CONNECTIONS).map(|n| target.workload(n)).collect::<Result<_>>()?;
     let workloads: Vec<_> = workloads.into_iter().map(Arc::new).collect();
-    let bare = target.bare(&workloads)?;
+    let own = Processor::of(std::process::id());
+    let (bare, bare_cost) = target.bare(&workloads, &own)?;
+    let server = Processor::below(controller.process().id())?;
     let quiet = staleness(controller.xds, &directory, gateway, 0).await?;
     let channels = target.connect_all(&workloads).await?;
-    let kept = storm(&channels, &workloads, SPAN).await?;
+    let (kept, kept_cost) = server.cost(storm(&channels, &workloads, SPAN)).await?;
     let (p50, p99) = paced(&channels, &workloads).await?;
-    let fresh = target.new_connections(&workloads).await?;
+    let (fresh, fresh_cost) = server.cost(target.new_connections(&workloads)).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let load = load(&channels, &workloads, &stop);
     let busy = staleness(controller.xds, &directory, gateway, 1).await?;
@@ -111,6 +113,11 @@ async fn run() -> Result<()> {
     line("certificates, kept connections", per_second(kept), ">= 8000/s", kept >= 8000.0);
     let ratio = bare / kept;
     line("bare to kept", format!("{ratio:.2}"), "<= 1.60", ratio <= 1.6);
+    // On a machine that has other work these say more than rates.
+    let micros = |seconds: f64| format!("{:.0} us", seconds * 1e6);
+    line("processor time of a bare one", micros(bare_cost), "", true);
+    line("of the controller, kept connections", micros(kept_cost), "", true);
+    line("of the controller, a new connection each", micros(fresh_cost), "", true);
     line(
         "certificates, a new mTLS connection each",
         per_second(fresh),
@@ -129,6 +136,43 @@ async fn run() -> Result<()> {
     Ok(())
 }
 
+/// The processor time of a process, as the system accounts it.
+struct Processor(std::path::PathBuf);
+
+// === impl Processor ===
+
+impl Processor {
+    /// Ticks of the system per second: the same on every Linux that people run.
+    const TICKS: f64 = 100.0;
+
+    fn of(process: u32) -> Self {
+        Self(format!("/proc/{process}/stat").into())
+    }
+
+    /// That of the only child of a process.
+    fn below(parent: u32) -> Result<Self> {
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+        let child = children.trim().parse().context("the leash has one child")?;
+        Ok(Self::of(child))
+    }
+
+    fn seconds(&self) -> Result<f64> {
+        let text = std::fs::read_to_string(&self.0)?;
+        // The name stands in parentheses; user and system time are the 12th and 13th after it.
+        let after = text.rsplit_once(") ").context("no name")?.1;
+        let field = |n: usize| after.split(' ').nth(n).and_then(|f| f.parse::<f64>().ok());
+        let (user, system) = field(11).zip(field(12)).context("no times")?;
+        Ok((user + system) / Self::TICKS)
+    }
+
+    /// The rate that a load comes to, and what one of its requests cost this process.
+    async fn cost(&self, load: impl Future<Output = Result<(f64, f64)>>) -> Result<(f64, f64)> {
+        let before = self.seconds()?;
+        let (rate, count) = load.await?;
+        Ok((rate, (self.seconds()? - before) / count))
+    }
+}
+
 // === impl Target ===
 
 impl Target {
@@ -142,11 +186,11 @@ impl Target {
         Ok(Workload { key, chain: vec![issued.der], csr })
     }
 
-    /// The work without a network: requests per second on one thread.
-    fn bare(&self, workloads: &[Arc<Workload>]) -> Result<f64> {
+    /// The work without a network: requests per second on one thread, and what one costs.
+    fn bare(&self, workloads: &[Arc<Workload>], own: &Processor) -> Result<(f64, f64)> {
         let id: SpiffeId = "spiffe://cluster.local/ns/bench/sa/bare".parse()?;
         let hour = Duration::from_secs(3600);
-        let (began, mut count) = (Instant::now(), 0u32);
+        let (began, before, mut count) = (Instant::now(), own.seconds()?, 0u32);
         while began.elapsed() < SPAN / 2 {
             for workload in workloads {
                 let request = CertifiedRequest::check(workload.csr.as_bytes(), &id)?;
@@ -154,7 +198,9 @@ impl Target {
                 count += 1;
             }
         }
-        Ok(f64::from(count) / began.elapsed().as_secs_f64())
+        let count = f64::from(count);
+        let cost = (own.seconds()? - before) / count;
+        Ok((count / began.elapsed().as_secs_f64(), cost))
     }
 
     async fn connect(&self, workload: &Workload) -> Result<Channel> {
@@ -172,7 +218,7 @@ impl Target {
     }
 
     /// Certificates per second, each over a connection of its own.
-    async fn new_connections(&self, workloads: &[Arc<Workload>]) -> Result<f64> {
+    async fn new_connections(&self, workloads: &[Arc<Workload>]) -> Result<(f64, f64)> {
         let configs = workloads.iter().map(|workload| {
             let certificate = Some((workload.chain.clone(), &workload.key));
             Ok((tls::client_config(self.authority.roots(), certificate)?, workload.csr.clone()))
@@ -199,12 +245,17 @@ impl Target {
         for ended in tasks.join_all().await {
             ended?;
         }
-        Ok(count.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
+        let count = count.load(Ordering::Relaxed) as f64;
+        Ok((count / began.elapsed().as_secs_f64(), count))
     }
 }
 
-/// Certificates per second on connections that are kept.
-async fn storm(channels: &[Channel], workloads: &[Arc<Workload>], span: Duration) -> Result<f64> {
+/// Certificates per second on connections that are kept, and how many.
+async fn storm(
+    channels: &[Channel],
+    workloads: &[Arc<Workload>],
+    span: Duration,
+) -> Result<(f64, f64)> {
     let stop = Arc::new(AtomicBool::new(false));
     let began = Instant::now();
     let tasks = load(channels, workloads, &stop);
@@ -214,7 +265,8 @@ async fn storm(channels: &[Channel], workloads: &[Arc<Workload>], span: Duration
     for ended in tasks.join_all().await {
         count += ended?;
     }
-    Ok(f64::from(count) / began.elapsed().as_secs_f64())
+    let count = f64::from(count);
+    Ok((count / began.elapsed().as_secs_f64(), count))
 }
 
 /// Ask without a pause until told to stop; each task gives its count.
