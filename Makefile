@@ -6,7 +6,7 @@ CACHE := $(or $(HEDDLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heddle)
 DENY_VERSION := 0.20.2
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build test lint demo bench mutants envoy e2e cluster-up cluster-down
+.PHONY: help build test lint demo bench bench-cluster mutants envoy e2e cluster-up cluster-down
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -36,6 +36,10 @@ bench: ## Measure the engine and the certificate service alone, and start, laten
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench --bin bench_engine --bin bench_identity --bin leash && \
 	"$(TARGET)/release/bench_engine" && "$(TARGET)/release/bench" && exec "$(TARGET)/release/bench_identity"
+
+bench-cluster: ## Measure reading a large cluster, memory, and a write's way to a proxy, as root
+	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_cluster --bin leash && \
+	exec "$(TARGET)/release/bench_cluster"
 
 mutants: ## Break the code in one place at a time and see that a test notices (minutes)
 	tests/scripts/mutants
