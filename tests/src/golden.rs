@@ -23,6 +23,9 @@ use crate::mesh::{GATEWAY_LABELS, GATEWAY_NODE};
 /// An object of `when.yaml` with this annotation is deleted.
 const DELETED: (&str, &str) = ("heddle.io/test", "deleted");
 
+/// The proxy of a case.
+const PROXY: ProxyKey = ProxyKey(1);
+
 /// A case.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -162,7 +165,7 @@ impl Case {
         let given = self.read("given.yaml")?.context("given.yaml is missing")?;
         let mut mesh = TestMesh::default();
         let first = mesh.batch(&given);
-        let connected = vec![(ProxyKey(1), asker.proxy()?)];
+        let connected = vec![(PROXY, asker.proxy()?)];
         mesh.apply(Batch { changes: first, connected, disconnected: Vec::new() })?;
         let pushed = match self.read("when.yaml")? {
             None => None,
@@ -213,6 +216,7 @@ fn is_shown(area: &str, resource_type: ResourceType) -> bool {
     use ResourceType::{Cluster, Endpoints, Listener, RouteConfiguration, VirtualHost};
     match area {
         "gateway" => matches!(resource_type, Listener | RouteConfiguration | VirtualHost),
+        "sidecar" => matches!(resource_type, Cluster | VirtualHost),
         "policy" => resource_type == Cluster,
         "endpoints" => matches!(resource_type, Cluster | Endpoints),
         "visibility" => matches!(resource_type, Cluster | VirtualHost),
@@ -321,10 +325,15 @@ impl TestMesh {
         Ok(())
     }
 
+    /// What the proxy of the case has.
+    fn held(&self) -> impl Iterator<Item = &(Arc<ir::Resource>, EncodedResource)> {
+        let ids = self.engine.resources_of(PROXY).into_keys();
+        ids.filter_map(|id| self.resources.get(&id))
+    }
+
     fn shown(&self) -> Vec<Shown> {
         let mut shown: Vec<Shown> = self
-            .resources
-            .values()
+            .held()
             .map(|(resource, encoded)| Shown {
                 encoded: encoded.clone(),
                 origins: resource.origins().0.iter().map(ToString::to_string).collect(),
@@ -339,7 +348,7 @@ impl TestMesh {
     }
 
     fn versions(&self) -> Versions {
-        let all = self.resources.values().map(|(_, encoded)| {
+        let all = self.held().map(|(_, encoded)| {
             let key = (encoded.resource_type(), encoded.name().to_string());
             (key, encoded.version().to_string())
         });

@@ -48,6 +48,8 @@ enum Format {
     Table,
 }
 
+const KEY: ProxyKey = ProxyKey(0);
+
 type Rendered = Vec<(EncodedResource, Arc<model::ir::Resource>)>;
 
 /// Run the command.
@@ -73,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     if role == Role::Sidecar {
         report::note(
-            "this version of Heddle configures gateways (router~…) only; a sidecar gets nothing yet",
+            "this version of Heddle configures what leaves a sidecar by HTTP, nothing else yet",
         );
     }
     match args.output {
@@ -106,14 +108,14 @@ fn render(files: &mut Files, proxy: Proxy) -> Rendered {
         }));
     }
     let mut engine = Engine::new();
-    let connected = vec![(ProxyKey(0), proxy)];
+    let connected = vec![(KEY, proxy)];
     engine.apply(Batch { changes, connected, disconnected: Vec::new() });
     for problem in engine.problems() {
         let place = files.place(&problem.object, &problem.field);
         findings.push(Finding { problem, place });
     }
     let mut rendered = Vec::new();
-    for (_, resource) in engine.resources() {
+    for resource in engine.resources_of(KEY).into_values() {
         let (encoded, violations) = translate::encode(&resource);
         for violation in &violations {
             let Some(origin) = resource.origins().0.first() else { continue };

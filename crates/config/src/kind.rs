@@ -11,8 +11,8 @@ use std::sync::Arc;
 use model::{Change, Kind as KindName, ObjectRef, Problem, Reason};
 
 use crate::head;
-use crate::istio::{destination_rule, gateway, mesh_config, virtual_service};
-use crate::kubernetes::{endpoint_slice, namespace, pod, service};
+use crate::istio::{destination_rule, gateway, mesh_config, sidecar, virtual_service};
+use crate::kubernetes::{endpoint_slice, namespace, node, pod, service};
 use crate::object::RawObject;
 use crate::schema::{Type, nearest};
 
@@ -65,6 +65,7 @@ const ISTIO_VERSIONS: &[&str] = &["v1", "v1beta1", "v1alpha3"];
 /// Every kind we read.
 pub const KINDS: &[Known] = &[
     Known::of(&namespace::Namespace, "", "Namespace", "namespaces", &["v1"]).in_cluster(),
+    Known::of(&node::Node, "", "Node", "nodes", &["v1"]).in_cluster(),
     Known::of(&service::Service, "", "Service", "services", &["v1"]),
     Known::of(
         &endpoint_slice::EndpointSlice,
@@ -92,6 +93,7 @@ pub const KINDS: &[Known] = &[
     .shown("dr", &[("Host", ".spec.host")]),
     Known::of(&gateway::Gateway, ISTIO, "Gateway", "gateways", ISTIO_VERSIONS)
         .shown("gw", &[("Selector", ".spec.selector")]),
+    Known::of(&sidecar::Sidecar, ISTIO, "Sidecar", "sidecars", ISTIO_VERSIONS),
     Known::of(&mesh_config::MeshConfig, "heddle.io", "MeshConfig", "meshconfigs", &["v1alpha1"])
         .in_cluster()
         .in_config_map(),
@@ -168,14 +170,7 @@ pub fn lower(raw: RawObject) -> (Change, Vec<Problem>) {
 const MESH_GROUPS: &[(&str, &[&str])] = &[
     (
         "networking.istio.io",
-        &[
-            "ServiceEntry",
-            "Sidecar",
-            "WorkloadEntry",
-            "WorkloadGroup",
-            "EnvoyFilter",
-            "ProxyConfig",
-        ],
+        &["ServiceEntry", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig"],
     ),
     ("security.istio.io", &["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"]),
     ("telemetry.istio.io", &["Telemetry"]),

@@ -63,6 +63,11 @@ fn described(events: &[Event]) -> Vec<String> {
     events.iter().take(Push::LINES).map(ToString::to_string).collect()
 }
 
+/// Whether anything that proxies are offered differs.
+fn differs_for_proxies(update: &Update) -> bool {
+    !(update.resources.is_empty() && update.layers.is_empty() && update.scopes.is_empty())
+}
+
 // === impl Pipeline ===
 
 impl Pipeline {
@@ -133,7 +138,7 @@ impl Pipeline {
         if !self.synced {
             return;
         }
-        if first || !update.resources.is_empty() || !update.scopes.is_empty() {
+        if first || differs_for_proxies(&update) {
             self.shared.publisher.publish(self.offer.publication());
         }
         self.assign(&update);
@@ -151,12 +156,8 @@ impl Pipeline {
             resource_count: resources.len(),
             woken,
         });
-        let differs = first
-            || sources
-            || rejections
-            || update.touched
-            || !update.scopes.is_empty()
-            || !update.resources.is_empty();
+        let differs =
+            first || sources || rejections || update.touched || differs_for_proxies(&update);
         let world = if differs {
             let world = self.world();
             self.log_new_problems(&world);
@@ -226,9 +227,9 @@ impl Pipeline {
 
     fn note(&mut self, event: &xds::Event) -> bool {
         let stream = self.streams.get(&ProxyKey(event.stream.0));
+        let scope = stream.and_then(|s| s.scope);
         let world = self.shared.world.load();
-        let offered = stream.and_then(|s| s.scope).and_then(|scope| world.offered(scope));
-        self.rejections.note(event, offered.as_ref())
+        self.rejections.note(event, &|kind, name| world.source_of(scope?, kind, name))
     }
 
     /// Log problems between objects that were not there before; those within objects are logged by
@@ -255,8 +256,8 @@ impl Pipeline {
             files: Arc::clone(&self.files),
             problems: Arc::new(problems),
             pushes: self.pushes.clone(),
-            resources: Arc::clone(self.offer.resources()),
-            scopes: self.offer.scopes(),
+            resources: self.offer.resources().clone(),
+            views: Arc::clone(self.offer.views()),
         }
     }
 }

@@ -7,10 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::{Problem, ProxyKey, Reason};
+use model::{Problem, ProxyKey, Reason, ir};
 use xds::{Notice, Rejection, ResourceRef, ResourceType, What};
 
-use crate::world::Offered;
+/// Finds what a resource was made of, by type and name.
+pub(crate) type SourceOf<'a> = &'a dyn Fn(ResourceType, &str) -> Option<Arc<ir::Resource>>;
 
 /// Rejections that are in force.
 #[derive(Default)]
@@ -23,7 +24,7 @@ pub(crate) struct Rejections {
 impl Rejections {
     /// Note what happened on a stream whose scope offers these resources. Returns whether anything
     /// changed.
-    pub(crate) fn note(&mut self, event: &xds::Event, offered: Option<&Offered>) -> bool {
+    pub(crate) fn note(&mut self, event: &xds::Event, source_of: SourceOf<'_>) -> bool {
         let key = ProxyKey(event.stream.0);
         match &event.what {
             What::Rejected(rejection) => {
@@ -35,7 +36,7 @@ impl Rejections {
                     error = %rejection.error,
                     "proxy rejected a response"
                 );
-                self.rejected(key, event, rejection, offered)
+                self.rejected(key, event, rejection, source_of)
             }
             What::Notice(notice) => {
                 let (resource, message) = waited(notice);
@@ -50,7 +51,7 @@ impl Rejections {
         key: ProxyKey,
         event: &xds::Event,
         rejection: &Rejection,
-        offered: Option<&Offered>,
+        source_of: SourceOf<'_>,
     ) -> bool {
         // While several are suspected, none is accused: the culprit is found by sending each alone.
         if !rejection.parked {
@@ -58,8 +59,7 @@ impl Rejections {
         }
         let mut changed = false;
         for (name, _) in &rejection.resources {
-            let id = (rejection.resource_type, Arc::clone(name));
-            let Some((_, resource)) = offered.and_then(|o| o.get(&id)) else { continue };
+            let Some(resource) = source_of(rejection.resource_type, name) else { continue };
             let Some(origin) = resource.origins().0.first() else { continue };
             let message = format!(
                 "proxy {} rejected {} {name}, which comes from here: {}; it keeps what it had",

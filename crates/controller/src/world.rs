@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use xds::{EncodedResource, Publisher, ResourceType, ScopeId};
 
 use crate::event::{FileProblem, SourceObject};
-use crate::publish::{Encoded, Resources};
+use crate::publish::{Encoded, Resources, Views};
 use crate::pushes::Pushes;
 use crate::sources::SourceStates;
 
@@ -47,9 +47,9 @@ pub(crate) struct World {
     /// The last batches.
     pub(crate) pushes: Pushes,
     /// Every resource that some scope offers.
-    pub(crate) resources: Arc<Resources>,
-    /// The members of every scope.
-    pub(crate) scopes: BTreeMap<ScopeId, Arc<BTreeSet<ResourceId>>>,
+    pub(crate) resources: Resources,
+    /// The view of every scope.
+    pub(crate) views: Arc<Views>,
 }
 
 // === impl Shared ===
@@ -72,13 +72,28 @@ impl World {
     /// What a scope offers; none when there is no such scope. Made when it is asked for: an edit
     /// must not cost as much as there are resources.
     pub(crate) fn offered(&self, scope: ScopeId) -> Option<Offered> {
-        let of_member = |member: &ResourceId| {
-            let Encoded { resource, ir, .. } = self.resources.get(member)?;
-            let resource = resource.as_ref()?;
-            let key = (resource.resource_type(), Arc::clone(resource.name()));
-            Some((key, (Arc::clone(resource), Arc::clone(ir))))
+        let view = self.views.get(&scope)?;
+        let all = ResourceType::ALL.into_iter().flat_map(|kind| view.resources(kind));
+        let entry = |(name, resource): (&Arc<str>, &Arc<EncodedResource>)| {
+            let key = (resource.resource_type(), Arc::clone(name));
+            Some((key, (Arc::clone(resource), self.made_of(resource)?)))
         };
-        Some(self.scopes.get(&scope)?.iter().filter_map(of_member).collect())
+        Some(all.filter_map(entry).collect())
+    }
+
+    /// What a resource that a scope offers was made of.
+    pub(crate) fn source_of(
+        &self,
+        scope: ScopeId,
+        kind: ResourceType,
+        name: &str,
+    ) -> Option<Arc<ir::Resource>> {
+        self.made_of(self.views.get(&scope)?.get(kind, name)?)
+    }
+
+    fn made_of(&self, resource: &EncodedResource) -> Option<Arc<ir::Resource>> {
+        let Encoded { ir, .. } = self.resources.get(&ResourceId(resource.row()))?;
+        Some(Arc::clone(ir))
     }
 
     /// An origin in words, with file and line where they are known:

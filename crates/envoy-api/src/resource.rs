@@ -59,6 +59,7 @@ pub struct EncodedResource {
     body_at: u32,
     refs: Arc<[ResourceRef]>,
     claims: Arc<[Arc<str>]>,
+    row: u64,
 }
 
 // === impl ResourceType ===
@@ -213,6 +214,7 @@ impl EncodedResource {
             body_at: u32::try_from(body_at).unwrap_or(u32::MAX),
             refs: refs.into(),
             claims: Arc::from([]),
+            row: 0,
         }
     }
 
@@ -224,6 +226,17 @@ impl EncodedResource {
         claims.dedup();
         self.claims = claims.into();
         self
+    }
+
+    /// Say what it was made of, as a number that its maker understands.
+    #[must_use]
+    pub fn with_row(self, row: u64) -> Self {
+        Self { row, ..self }
+    }
+
+    /// What it was made of; 0 where that was not said.
+    pub fn row(&self) -> u64 {
+        self.row
     }
 
     /// Type of the resource.

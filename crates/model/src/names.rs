@@ -30,6 +30,25 @@ pub fn gateway_route_config(bind: Option<IpAddr>, port: u16) -> Arc<str> {
     }
 }
 
+/// Listener that everything comes to which leaves a workload.
+pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
+
+/// Cluster that sends connections where they were meant to go.
+pub const PASSTHROUGH: &str = "PassthroughCluster";
+
+/// Cluster that refuses connections.
+pub const BLACK_HOLE: &str = "BlackHoleCluster";
+
+/// Listener of HTTP that leaves a workload for a port: `0.0.0.0_80`.
+pub fn outbound_listener(port: u16) -> Arc<str> {
+    Arc::from(format!("0.0.0.0_{port}"))
+}
+
+/// RouteConfiguration of HTTP that leaves a workload for a port: `80`.
+pub fn outbound_route_config(port: u16) -> Arc<str> {
+    Arc::from(port.to_string())
+}
+
 /// A virtual host: `<route configuration>/<domain>`, both as VHDS names it and within its
 /// RouteConfiguration.
 ///

@@ -15,8 +15,8 @@ use foldhash::{HashMap, HashSet};
 use crate::hosts;
 use crate::object::{ObjectRef, Origin};
 use crate::rows::{
-    DestinationPolicy, EndpointSlice, Gateway, GatewayName, Mesh, Namespace, RouteRules, Service,
-    Workload,
+    DestinationPolicy, EndpointSlice, Gateway, GatewayName, Mesh, Namespace, Node, RouteRules,
+    Service, SidecarScope, Workload,
 };
 
 /// One row of any table.
@@ -26,6 +26,8 @@ pub enum Row {
     Mesh(Mesh),
     /// A namespace.
     Namespace(Namespace),
+    /// A node.
+    Node(Node),
     /// A service.
     Service(Service),
     /// Endpoints of a service.
@@ -38,6 +40,8 @@ pub enum Row {
     DestinationPolicy(Box<DestinationPolicy>),
     /// A gateway.
     Gateway(Gateway),
+    /// What sidecars may reach.
+    SidecarScope(SidecarScope),
 }
 
 /// The rows that one object gives from now on; empty = the object is gone.
@@ -79,8 +83,12 @@ pub enum IndexKey {
     Mesh,
     /// A namespace by name.
     Namespace(Arc<str>),
+    /// A node by name.
+    Node(Arc<str>),
     /// Services of a host.
     ServiceHost(Arc<str>),
+    /// Services of a namespace.
+    ServiceIn(Arc<str>),
     /// Services whose host lies below a pattern such as `*.svc.cluster.local`.
     ServiceBelow(Arc<str>),
     /// Services of a namespace whose selector begins with a pair.
@@ -95,6 +103,8 @@ pub enum IndexKey {
     WorkloadLabel(Arc<str>, Arc<str>, Arc<str>),
     /// Rules bound to a gateway, or to the mesh.
     RulesOf(GatewayName),
+    /// Rules of a namespace that are bound to the mesh.
+    MeshRulesIn(Arc<str>),
     /// Rules that claim a host for a gateway, or for the mesh.
     Claim(GatewayName, Arc<str>),
     /// Policies of a host or pattern.
@@ -103,6 +113,8 @@ pub enum IndexKey {
     Gateway(Arc<str>, Arc<str>),
     /// Gateways whose selector begins with a pair; none = it is empty.
     GatewaySelects(Option<(Arc<str>, Arc<str>)>),
+    /// Sidecar scopes of a namespace.
+    SidecarScopeIn(Arc<str>),
 }
 
 /// What differs after a batch.
@@ -122,6 +134,8 @@ pub struct Snapshot {
     pub meshes: Table<Mesh>,
     /// Namespaces, by name.
     pub namespaces: Table<Namespace>,
+    /// Nodes, by name.
+    pub nodes: Table<Node>,
     /// Services, by host.
     pub services: Table<Service>,
     /// Endpoint slices, by namespace and short name of the service.
@@ -134,6 +148,8 @@ pub struct Snapshot {
     pub policies: Table<DestinationPolicy>,
     /// Gateways, by namespace and name.
     pub gateways: Table<Gateway>,
+    /// Sidecar scopes, by namespace.
+    pub sidecar_scopes: Table<SidecarScope>,
 }
 
 // === impl RowId ===
@@ -227,6 +243,22 @@ impl Snapshot {
         facts
     }
 
+    /// Hosts that sidecars may have: of services, and of rules for the mesh.
+    pub(crate) fn outbound_hosts(&self) -> BTreeSet<Arc<str>> {
+        let mesh = |rules: &RouteRules| rules.gateways.contains(&GatewayName::Mesh);
+        let of_rules = self.rules.rows.values().filter(|r| mesh(r)).flat_map(|r| r.hosts.iter());
+        let of_services = self.services.rows.values().map(|s| &s.host);
+        of_services.chain(of_rules).filter(|host| &***host != "*").cloned().collect()
+    }
+
+    /// Whether a host is one of `outbound_hosts`.
+    pub(crate) fn is_outbound_host(&self, host: &Arc<str>) -> bool {
+        let claim = IndexKey::Claim(GatewayName::Mesh, Arc::clone(host));
+        &**host != "*"
+            && (self.services.index.contains_key(&IndexKey::ServiceHost(Arc::clone(host)))
+                || self.rules.index.contains_key(&claim))
+    }
+
     /// The changes that make this snapshot out of an empty one.
     pub fn changes(&self) -> Vec<Change> {
         let change = |(owner, rows): (&Arc<ObjectRef>, &Vec<Row>)| Change {
@@ -248,6 +280,7 @@ impl Snapshot {
         match sample {
             Row::Mesh(_) => self.meshes.replace(id, new.and_then(Row::mesh), facts),
             Row::Namespace(_) => self.namespaces.replace(id, new.and_then(Row::namespace), facts),
+            Row::Node(_) => self.nodes.replace(id, new.and_then(Row::node), facts),
             Row::Service(_) => self.services.replace(id, new.and_then(Row::service), facts),
             Row::EndpointSlice(_) => self.slices.replace(id, new.and_then(Row::slice), facts),
             Row::Workload(_) => self.workloads.replace(id, new.and_then(Row::workload), facts),
@@ -256,6 +289,9 @@ impl Snapshot {
                 self.policies.replace(id, new.and_then(Row::policy), facts)
             }
             Row::Gateway(_) => self.gateways.replace(id, new.and_then(Row::gateway), facts),
+            Row::SidecarScope(_) => {
+                self.sidecar_scopes.replace(id, new.and_then(Row::sidecar_scope), facts)
+            }
         }
     }
 }
@@ -269,6 +305,10 @@ impl Row {
 
     fn namespace(self) -> Option<Namespace> {
         if let Self::Namespace(row) = self { Some(row) } else { None }
+    }
+
+    fn node(self) -> Option<Node> {
+        if let Self::Node(row) = self { Some(row) } else { None }
     }
 
     fn service(self) -> Option<Service> {
@@ -294,6 +334,10 @@ impl Row {
     fn gateway(self) -> Option<Gateway> {
         if let Self::Gateway(row) = self { Some(row) } else { None }
     }
+
+    fn sidecar_scope(self) -> Option<SidecarScope> {
+        if let Self::SidecarScope(row) = self { Some(row) } else { None }
+    }
 }
 
 // === impl Indexed ===
@@ -310,12 +354,25 @@ impl Indexed for Namespace {
     }
 }
 
+impl Indexed for Node {
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        BTreeSet::from([IndexKey::Node(Arc::clone(&self.name))])
+    }
+}
+
+impl Indexed for SidecarScope {
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        BTreeSet::from([IndexKey::SidecarScopeIn(Arc::clone(&self.namespace))])
+    }
+}
+
 impl Indexed for Service {
     fn keys(&self) -> BTreeSet<IndexKey> {
         let mut patterns = hosts::patterns_for(&self.host).into_iter();
         let mut keys: BTreeSet<_> =
             patterns.next().map(IndexKey::ServiceHost).into_iter().collect();
         keys.extend(patterns.map(IndexKey::ServiceBelow));
+        keys.insert(IndexKey::ServiceIn(Arc::clone(&self.namespace)));
         if let Some((key, value)) = self.selector.iter().next() {
             let namespace = Arc::clone(&self.namespace);
             keys.insert(IndexKey::ServiceSelects(namespace, Arc::clone(key), Arc::clone(value)));
@@ -349,6 +406,9 @@ impl Indexed for RouteRules {
         let mut keys = BTreeSet::new();
         for gateway in &self.gateways {
             keys.insert(IndexKey::RulesOf(gateway.clone()));
+            if *gateway == GatewayName::Mesh {
+                keys.insert(IndexKey::MeshRulesIn(Arc::clone(&self.namespace)));
+            }
             let claim = |host: &Arc<str>| IndexKey::Claim(gateway.clone(), Arc::clone(host));
             keys.extend(self.hosts.iter().map(claim));
         }

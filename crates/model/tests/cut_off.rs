@@ -51,6 +51,7 @@ fn service() -> Change {
         namespace: "ns".into(),
         name: "shop".into(),
         export_to: None,
+        addresses: vec![],
         ports: vec![port],
         selector: BTreeMap::new(),
     };
@@ -138,5 +139,5 @@ fn given_a_weight_that_differs_then_only_readers_of_the_rule_run_and_one_resourc
 fn given_another_load_balancer_then_the_cluster_differs_and_nothing_else() {
     let update = after(policy(LbAlgorithm::RoundRobin));
     assert_eq!(told(&update), [format!("outbound|80||{HOST}")]);
-    assert!(update.scopes.is_empty());
+    assert!(update.scopes.is_empty() && update.layers.is_empty());
 }

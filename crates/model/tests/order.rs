@@ -5,279 +5,21 @@
 //! more histories.
 #![allow(clippy::expect_used)]
 
+mod world;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{
-    DefaultVisibility, Destination, DestinationPolicy, Endpoint, EndpointSlice, Forward, Gateway,
-    GatewayName, HostPattern, HostScope, HttpAction, HttpMatch, HttpRule, LbAlgorithm, Mesh,
-    Namespace, Protocol, Rewrite, RouteRules, Server, Service, ServicePort, SlicePort, StringMatch,
-    Subset, TargetPort, TrafficPolicy, WeightedDestination, Workload,
+    DefaultVisibility, Destination, Forward, Gateway, GatewayName, HostPattern, HostScope,
+    HttpAction, HttpRule, Mesh, Protocol, Rewrite, RouteRules, Server, Service, ServicePort,
+    TargetPort, WeightedDestination, Workload,
 };
-use model::{
-    Batch, Capabilities, Change, Engine, Kind, ObjectRef, Proxy, ProxyKey, ResourceId, Row, ir,
-};
+use model::{Batch, Change, Engine, ObjectRef, ProxyKey, Row};
 use proptest::prelude::*;
-
-fn owner(kind: &'static str, name: &str) -> Arc<ObjectRef> {
-    owner_in("ns", kind, name)
-}
-
-fn owner_in(namespace: &str, kind: &'static str, name: &str) -> Arc<ObjectRef> {
-    Arc::new(ObjectRef {
-        source: "test".into(),
-        kind: Kind { name: kind.into(), group: "".into() },
-        namespace: namespace.into(),
-        name: name.into(),
-    })
-}
-
-fn labels(pairs: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<str>> {
-    pairs.iter().map(|(k, v)| (Arc::from(*k), Arc::from(*v))).collect()
-}
-
-fn host(n: u8) -> Arc<str> {
-    format!("s{n}.ns.svc.cluster.local").into()
-}
-
-/// A namespace: that of most objects, or another.
-fn namespace() -> impl Strategy<Value = &'static str> {
-    prop_oneof![3 => Just("ns"), 1 => Just("other")]
-}
-
-fn default_visibility() -> impl Strategy<Value = DefaultVisibility> {
-    let some = |own, names: &[&str]| DefaultVisibility::Only {
-        own,
-        namespaces: names.iter().map(|n| Arc::from(*n)).collect(),
-    };
-    proptest::sample::select(vec![
-        DefaultVisibility::Everyone,
-        DefaultVisibility::own(),
-        some(true, &["ns"]),
-        some(false, &["other"]),
-        some(false, &[]),
-    ])
-}
-
-/// What an object says of who sees it, if anything.
-fn visibility() -> impl Strategy<Value = Option<DefaultVisibility>> {
-    proptest::option::of(default_visibility())
-}
-
-/// One object of a small world: few names, so that changes meet each other.
-fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    prop_oneof![
-        (0..2_u8, 0..3_u16, any::<bool>(), namespace(), visibility()).prop_map(
-            |(n, port, http2, namespace, export_to)| {
-                let protocol = if http2 { Protocol::Http2 } else { Protocol::Http };
-                let row = Service {
-                    // One host declared in two namespaces.
-                    host: host(n),
-                    namespace: namespace.into(),
-                    name: format!("s{n}").into(),
-                    ports: vec![ServicePort {
-                        number: 80 + port,
-                        name: "http".into(),
-                        protocol,
-                        target: TargetPort::Number(8080),
-                    }],
-                    selector: labels(&[("app", &format!("s{n}"))]),
-                    export_to: export_to.map(|v| v.of(&namespace.into())),
-                };
-                (owner_in(namespace, "Service", &format!("s{n}")), Row::Service(row))
-            }
-        ),
-        (0..2_u8, 0..3_u8, 0..4_u8, any::<bool>(), namespace()).prop_map(
-            |(n, slice, last, ready, namespace)| {
-                let endpoint = |i: u8| Endpoint {
-                    addresses: vec![IpAddr::from([127, 0, 0, i])],
-                    ready,
-                    draining: !ready,
-                    workload: Some(format!("p{i}").into()),
-                };
-                let row = EndpointSlice {
-                    namespace: namespace.into(),
-                    service: format!("s{n}").into(),
-                    ports: vec![SlicePort { name: "http".into(), number: 8080 }],
-                    endpoints: (0..last).map(endpoint).collect(),
-                };
-                (
-                    owner_in(namespace, "EndpointSlice", &format!("s{n}-{slice}")),
-                    Row::EndpointSlice(row),
-                )
-            }
-        ),
-        (0..4_u8, 0..2_u8, 0..3_u8).prop_map(|(n, app, version)| {
-            let row = Workload {
-                namespace: "ns".into(),
-                name: format!("p{n}").into(),
-                labels: labels(&[("app", &format!("s{app}")), ("version", &format!("v{version}"))]),
-                addresses: vec![IpAddr::from([127, 0, 0, n])],
-                service_account: "default".into(),
-                named_ports: BTreeMap::new(),
-            };
-            (owner("Pod", &format!("p{n}")), Row::Workload(row))
-        }),
-        (
-            (0..3_u8, 0..3_u8, proptest::option::of(0..2_i64), 0..3_u8, 0..3_u8, 0..3_u32),
-            (namespace(), visibility()),
-        )
-            .prop_map(|((n, on, created, to, subset, weight), (namespace, export_to))| {
-                let destination = |to: u8, subset: u8, weight| WeightedDestination {
-                    field: "spec.http[0].route[0]".into(),
-                    destination: Destination {
-                        host: host(to),
-                        subset: (subset > 0).then(|| format!("v{subset}").into()),
-                        port: None,
-                    },
-                    weight,
-                };
-                let row = RouteRules {
-                    namespace: namespace.into(),
-                    created,
-                    hosts: vec![["a.com", "*.com", "*"][on as usize].into()],
-                    gateways: vec![GatewayName::Gateway {
-                        namespace: "ns".into(),
-                        name: "g".into(),
-                    }],
-                    export_to: export_to.map(|v| v.of(&namespace.into())),
-                    http: vec![HttpRule {
-                        field: "spec.http[0]".into(),
-                        name: None,
-                        matches: vec![HttpMatch {
-                            field: "spec.http[0].match[0]".into(),
-                            name: None,
-                            path: (n > 0).then(|| StringMatch::Prefix(format!("/{n}").into())),
-                            ignore_path_case: false,
-                            headers: vec![],
-                            query: vec![],
-                            port: None,
-                        }],
-                        action: HttpAction::Forward(Forward {
-                            destinations: vec![
-                                destination(to, subset, 1),
-                                destination(to, 0, weight),
-                            ],
-                            rewrite: Rewrite::default(),
-                            timeout: None,
-                            retries: None,
-                        }),
-                    }],
-                };
-                (owner_in(namespace, "VirtualService", &format!("r{n}")), Row::RouteRules(row))
-            }),
-        (0..2_u8, 0..2_u8, any::<bool>(), 0..3_u8, namespace(), visibility()).prop_map(
-            |(n, of, random, version, namespace, export_to)| {
-                let row = DestinationPolicy {
-                    namespace: namespace.into(),
-                    created: None,
-                    host: host(of),
-                    export_to: export_to.map(|v| v.of(&namespace.into())),
-                    field: "spec.trafficPolicy".into(),
-                    policy: TrafficPolicy {
-                        load_balancer: random.then_some(LbAlgorithm::Random),
-                        ..TrafficPolicy::default()
-                    },
-                    subsets: vec![Subset {
-                        field: "spec.subsets[0]".into(),
-                        name: "v1".into(),
-                        labels: labels(&[("version", &format!("v{version}"))]),
-                        policy: TrafficPolicy::default(),
-                    }],
-                };
-                let row = Row::DestinationPolicy(Box::new(row));
-                (owner_in(namespace, "DestinationRule", &format!("d{n}")), row)
-            }
-        ),
-        (0..2_u8, 0..2_u16).prop_map(|(n, port)| {
-            let row = Gateway {
-                namespace: "ns".into(),
-                name: "g".into(),
-                created: None,
-                selector: if n == 0 { BTreeMap::new() } else { labels(&[("gw", "1")]) },
-                servers: vec![Server {
-                    field: "spec.servers[0]".into(),
-                    port: 8080 + port,
-                    bind: None,
-                    hosts: vec![HostPattern { scope: HostScope::Any, host: "*".into() }],
-                }],
-            };
-            (owner("Gateway", "g"), Row::Gateway(row))
-        }),
-        (0..2_u8).prop_map(|n| {
-            let row = Namespace { name: "ns".into(), labels: labels(&[("n", &n.to_string())]) };
-            (owner("Namespace", "ns"), Row::Namespace(row))
-        }),
-        (1..3_u64, default_visibility(), default_visibility(), default_visibility()).prop_map(
-            |(seconds, rules_export_to, policies_export_to, services_export_to)| {
-                let row = Mesh {
-                    connect_timeout: std::time::Duration::from_secs(seconds),
-                    rules_export_to,
-                    policies_export_to,
-                    services_export_to,
-                    ..Mesh::default()
-                };
-                (owner("MeshConfig", "mesh"), Row::Mesh(row))
-            }
-        ),
-    ]
-}
+use world::{Mirror, host, labels, owner, proxies, row, seen};
 
 type Step = ((Arc<ObjectRef>, Row), bool);
-
-fn proxies() -> Vec<(ProxyKey, Proxy)> {
-    let full = Capabilities { vhds: true };
-    let inline = Capabilities { vhds: false };
-    let mut labelled = Proxy::parse("router~1.1.1.1~x.ns~d", None, full).expect("valid");
-    labelled.labels = labels(&[("gw", "1")]);
-    vec![
-        (ProxyKey(1), Proxy::parse("router~1.1.1.1~p0.ns~d", None, full).expect("valid")),
-        (ProxyKey(2), Proxy::parse("router~1.1.1.1~p1.ns~d", None, inline).expect("valid")),
-        (ProxyKey(3), labelled),
-        (ProxyKey(4), Proxy::parse("router~1.1.1.1~p0.other~d", None, full).expect("valid")),
-    ]
-}
-
-/// Everything that may be seen of an engine, without the numbers that depend on history.
-fn seen(engine: &Engine, mirror: &Mirror) -> (BTreeMap<ProxyKey, BTreeSet<String>>, Vec<String>) {
-    let resources: BTreeMap<ResourceId, String> =
-        engine.resources().map(|(id, r)| (id, format!("{r:?}"))).collect();
-    let of = |scope: &model::ScopeId| {
-        mirror.scopes[scope].iter().map(|id| resources[id].clone()).collect()
-    };
-    let views = mirror.assigned.iter().map(|(key, scope)| (*key, of(scope))).collect();
-    (views, engine.problems().iter().map(ToString::to_string).collect())
-}
-
-/// What one who only listens to updates knows.
-#[derive(Default)]
-struct Mirror {
-    scopes: BTreeMap<model::ScopeId, BTreeSet<ResourceId>>,
-    assigned: BTreeMap<ProxyKey, model::ScopeId>,
-    resources: BTreeMap<ResourceId, Arc<ir::Resource>>,
-}
-
-impl Mirror {
-    fn take(&mut self, update: model::Update) {
-        for (id, resource) in update.resources {
-            let known = self.resources.remove(&id);
-            if let Some(resource) = resource {
-                // Who is told of a resource that is what it was would send it again.
-                assert_ne!(known.as_ref(), Some(&resource));
-                self.resources.insert(id, resource);
-            }
-        }
-        self.resources.extend(update.refreshed);
-        for (id, members) in update.scopes {
-            match members {
-                Some(members) => self.scopes.insert(id, (*members).clone()),
-                None => self.scopes.remove(&id),
-            };
-        }
-        self.assigned.extend(update.assigned);
-    }
-}
 
 proptest! {
     #[test]
@@ -359,6 +101,7 @@ proptest! {
         let again = engine.apply(Batch { changes, ..Batch::default() });
         prop_assert!(!again.touched);
         prop_assert!(again.resources.is_empty() && again.scopes.is_empty());
+        prop_assert!(again.layers.is_empty());
         prop_assert!(again.assigned.is_empty());
     }
 }
@@ -388,6 +131,7 @@ fn given_a_pod_with_other_labels_when_it_is_relabelled_then_its_proxy_is_scoped_
             addresses: vec![],
             service_account: "default".into(),
             named_ports: BTreeMap::new(),
+            node: None,
         };
         Change { owner: owner("Pod", "p0"), rows: vec![Row::Workload(row)] }
     };
@@ -398,7 +142,7 @@ fn given_a_pod_with_other_labels_when_it_is_relabelled_then_its_proxy_is_scoped_
         connected: proxies().into_iter().take(1).collect(),
         disconnected: vec![],
     }));
-    let members = |m: &Mirror| m.scopes[&m.assigned[&ProxyKey(1)]].len();
+    let members = |m: &Mirror| m.view(ProxyKey(1)).len();
     assert_eq!(members(&mirror), 0);
     mirror.take(engine.apply(Batch { changes: vec![pod("1")], ..Batch::default() }));
     // A listener, a RouteConfiguration, the `*` host.
@@ -445,6 +189,7 @@ fn given_a_row_that_one_scope_drops_and_another_takes_when_it_differs_too_then_i
         host: host(1),
         namespace: "ns".into(),
         name: "s1".into(),
+        addresses: vec![],
         ports: vec![ServicePort {
             number: 80,
             name: "http".into(),

@@ -26,12 +26,9 @@ use prost::Message;
 /// None is expected: bounds are enforced when objects are lowered.
 pub fn encode(resource: &ir::Resource) -> (EncodedResource, Vec<Violation>) {
     let encoded = match resource {
-        ir::Resource::Listener(r) => encoded(
-            ResourceType::Listener,
-            &r.name,
-            &listener::listener(r),
-            vec![ResourceRef::new(ResourceType::RouteConfiguration, Arc::clone(&r.route_config))],
-        ),
+        ir::Resource::Listener(r) => {
+            encoded(ResourceType::Listener, &r.name, &listener::listener(r), listener_refs(r))
+        }
         ir::Resource::RouteConfiguration(r) => encoded(
             ResourceType::RouteConfiguration,
             &r.name,
@@ -68,6 +65,14 @@ fn encoded(
     refs: Vec<ResourceRef>,
 ) -> EncodedResource {
     EncodedResource::new(resource_type, Arc::clone(name), &message.encode_to_vec(), refs)
+}
+
+fn listener_refs(listener: &ir::Listener) -> Vec<ResourceRef> {
+    let of = |kind, name: &Arc<str>| ResourceRef::new(kind, Arc::clone(name));
+    let routes = listener.serves.route_config();
+    let cluster = listener.serves.cluster();
+    let routes = routes.map(|name| of(ResourceType::RouteConfiguration, name));
+    routes.into_iter().chain(cluster.map(|name| of(ResourceType::Cluster, name))).collect()
 }
 
 /// Clusters that a virtual host names.

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use envoy_api::envoy::config::route::v3::{
-    RedirectAction, RetryPolicy, Route, RouteAction, RouteConfiguration, Vhds, VirtualHost,
-    WeightedCluster,
+    DirectResponseAction, RedirectAction, RetryPolicy, Route, RouteAction, RouteConfiguration,
+    Vhds, VirtualHost, WeightedCluster,
     redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
     retry_policy::{
         RetryBackOff, RetryHostPredicate, RetryPriority, retry_host_predicate, retry_priority,
@@ -64,6 +64,10 @@ fn route(route: &ir::Route) -> Route {
     let ir::Route { name, matcher, action, origins: _ } = route;
     let action = match action {
         ir::Action::Redirect(to) => Action::Redirect(redirect(to)),
+        ir::Action::Respond { status } => Action::DirectResponse(DirectResponseAction {
+            status: u32::from(*status),
+            ..Default::default()
+        }),
         ir::Action::Forward { clusters, rewrite, timeout, retries } => {
             Action::Route(forward(clusters, rewrite, *timeout, retries))
         }

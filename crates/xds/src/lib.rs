@@ -6,7 +6,8 @@
 //! **Invariant:** knows names, references, versions, bytes and opaque scope ids; never a mesh.
 
 pub mod connect;
-pub mod publication;
+pub mod layer;
+mod publication;
 pub mod server;
 pub mod session;
 pub mod stats;
@@ -14,7 +15,8 @@ pub mod streams;
 
 pub use connect::{ConnectRequest, Connection, Connector, Event, Refused, What};
 pub use envoy_api::{ContentHash, EncodedResource, ResourceRef, ResourceType};
-pub use publication::{Publication, Publisher, ScopeEdit, ScopeId, ScopeView};
+pub use layer::{Layer, LayerEdit};
+pub use publication::{Publication, Publisher, ScopeId, ScopeView};
 pub use server::{Options, XdsServer};
 pub use session::{
     DeltaRequest, Notice, Rejection, Response, Session, Settings, SotwRequest, SotwSession,

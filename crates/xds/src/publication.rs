@@ -11,37 +11,27 @@
 //! use xds::{EncodedResource, Publication, Publisher, ResourceType, ScopeId, ScopeView};
 //! let publisher = Publisher::default();
 //! let cluster = EncodedResource::new(ResourceType::Cluster, "a", b"", vec![]);
-//! let view = Arc::new(ScopeView::default().edit().set(cluster).build());
-//! publisher.publish(Publication { revision: 1, scopes: [(ScopeId(0), view)].into() });
+//! let view = Arc::new(ScopeView::new([Arc::new(cluster)]));
+//! publisher.publish(Publication { revision: 1, scopes: Arc::new([(ScopeId(0), view)].into()) });
 //! ```
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use envoy_api::{EncodedResource, ResourceType};
 use tokio::sync::watch;
 
+use crate::layer::{self, Layer, LayerEdit, Merged};
+
 /// An opaque id: streams with the same id are offered the same resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ScopeId(pub u32);
 
-/// The resources of one type by name.
-pub type Resources = BTreeMap<Arc<str>, Arc<EncodedResource>>;
-
-/// Everything one scope offers, by type. Types that did not change are shared with the view
-/// this one was edited from.
+/// Everything one scope offers: a stack of layers, lowest first.
 #[derive(Clone, Debug, Default)]
 pub struct ScopeView {
-    types: [Arc<Resources>; 6],
-    edited: Option<Edited>,
-}
-
-/// Which names differ from an earlier view, so that thousands of streams need not search.
-#[derive(Clone, Debug)]
-struct Edited {
-    base: Weak<ScopeView>,
-    names: [Vec<Arc<str>>; 6],
+    layers: Vec<Arc<Layer>>,
 }
 
 /// The world at one revision.
@@ -50,15 +40,7 @@ pub struct Publication {
     /// Grows by every publication of this process; zero = nothing was published yet.
     pub revision: u64,
     /// The view of every scope.
-    pub scopes: BTreeMap<ScopeId, Arc<ScopeView>>,
-}
-
-/// Builds a view from an earlier one; see [`ScopeView::edit`].
-#[derive(Debug)]
-pub struct ScopeEdit {
-    view: ScopeView,
-    touched: [Vec<Arc<str>>; 6],
-    base: Option<Weak<ScopeView>>,
+    pub scopes: Arc<BTreeMap<ScopeId, Arc<ScopeView>>>,
 }
 
 /// Holds the current publication and wakes the streams of the scopes that it changed.
@@ -72,39 +54,34 @@ pub struct Publisher {
 // === impl ScopeView ===
 
 impl ScopeView {
-    /// A view of these resources.
+    /// A view of these resources, in one layer.
     pub fn new(resources: impl IntoIterator<Item = Arc<EncodedResource>>) -> Self {
-        let mut maps: [Resources; 6] = Default::default();
-        for resource in resources {
-            let slot = resource.resource_type() as usize;
-            maps[slot].insert(resource.name().clone(), resource);
-        }
-        Self { types: maps.map(Arc::new), edited: None }
+        let edit = resources.into_iter().fold(Layer::default().edit(), LayerEdit::set);
+        Self::of(vec![Arc::new(edit.build())])
     }
 
-    /// The resources of a type.
-    pub fn resources(&self, resource_type: ResourceType) -> &Arc<Resources> {
-        &self.types[resource_type as usize]
+    /// A stack of layers, lowest first.
+    pub fn of(layers: Vec<Arc<Layer>>) -> Self {
+        Self { layers }
+    }
+
+    /// Its layers, lowest first.
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
+    /// The resources of a type, by name.
+    pub fn resources(
+        &self,
+        resource_type: ResourceType,
+    ) -> impl Iterator<Item = (&Arc<str>, &Arc<EncodedResource>)> {
+        Merged::new(&self.layers, resource_type, "")
     }
 
     /// One resource.
     pub fn get(&self, resource_type: ResourceType, name: &str) -> Option<&Arc<EncodedResource>> {
-        self.types[resource_type as usize].get(name)
-    }
-
-    /// Start an edited copy.
-    pub fn edit(&self) -> ScopeEdit {
-        ScopeEdit {
-            view: Self { types: self.types.clone(), edited: None },
-            touched: Default::default(),
-            base: None,
-        }
-    }
-
-    /// As `edit`, and remember what differs: a stream that holds `self` then looks at the
-    /// touched names only, where it would otherwise compare the views name by name.
-    pub fn edit_shared(self: &Arc<Self>) -> ScopeEdit {
-        ScopeEdit { base: Some(Arc::downgrade(self)), ..self.edit() }
+        let mut layers = self.layers.iter().rev();
+        layers.find_map(|layer| layer.get(resource_type, name))?.as_ref()
     }
 
     /// Virtual hosts named `<route configuration>/<host>`.
@@ -112,10 +89,8 @@ impl ScopeView {
         &'a self,
         route_configuration: &'a str,
     ) -> impl Iterator<Item = &'a Arc<EncodedResource>> {
-        let hosts = self.resources(ResourceType::VirtualHost);
-        let first: Arc<str> = format!("{route_configuration}/").into();
-        hosts
-            .range(first.clone()..)
+        let first = format!("{route_configuration}/");
+        Merged::new(&self.layers, ResourceType::VirtualHost, &first)
             .take_while(move |(name, _)| name.starts_with(&*first))
             .filter(move |(name, _)| parent_of(name) == Some(route_configuration))
             .map(|(_, host)| host)
@@ -126,63 +101,15 @@ impl ScopeView {
         &self,
         earlier: Option<&Arc<Self>>,
         resource_type: ResourceType,
-    ) -> Vec<Arc<str>> {
-        let slot = resource_type as usize;
-        let new = &self.types[slot];
-        let Some(earlier) = earlier else {
-            return new.keys().cloned().collect();
-        };
-        let old = &earlier.types[slot];
-        if Arc::ptr_eq(old, new) {
-            return Vec::new();
-        }
-        if let Some(edited) = &self.edited
-            && edited.base.ptr_eq(&Arc::downgrade(earlier))
-        {
-            return edited.names[slot].clone();
-        }
-        let differs = |name: &&Arc<str>| match (old.get(*name), new.get(*name)) {
-            (Some(a), Some(b)) => !Arc::ptr_eq(a, b) && a.version() != b.version(),
-            _ => true,
-        };
-        let gone = old.keys().filter(|name| !new.contains_key(*name));
-        new.keys().filter(differs).chain(gone).cloned().collect()
+    ) -> BTreeSet<Arc<str>> {
+        let earlier = earlier.map_or(&[][..], |view| &view.layers);
+        layer::changed_since(&self.layers, earlier, resource_type)
     }
 }
 
 /// The RouteConfiguration that a virtual host belongs to by its name.
 pub(crate) fn parent_of(virtual_host: &str) -> Option<&str> {
     virtual_host.rsplit_once('/').map(|(parent, _)| parent)
-}
-
-// === impl ScopeEdit ===
-
-impl ScopeEdit {
-    /// Add or replace a resource.
-    #[must_use]
-    pub fn set(mut self, resource: impl Into<Arc<EncodedResource>>) -> Self {
-        let resource = resource.into();
-        let slot = resource.resource_type() as usize;
-        self.touched[slot].push(resource.name().clone());
-        Arc::make_mut(&mut self.view.types[slot]).insert(resource.name().clone(), resource);
-        self
-    }
-
-    /// Take a resource away; a missing one is no error.
-    #[must_use]
-    pub fn remove(mut self, resource_type: ResourceType, name: &str) -> Self {
-        let slot = resource_type as usize;
-        if let Some((name, _)) = Arc::make_mut(&mut self.view.types[slot]).remove_entry(name) {
-            self.touched[slot].push(name);
-        }
-        self
-    }
-
-    /// The edited view.
-    pub fn build(self) -> ScopeView {
-        let names = self.touched;
-        ScopeView { edited: self.base.map(|base| Edited { base, names }), ..self.view }
-    }
 }
 
 // === impl Publisher ===
@@ -249,35 +176,18 @@ mod tests {
         let mut of_one = publisher.subscribe(ScopeId(1));
         let mut of_two = publisher.subscribe(ScopeId(2));
         let scopes = [(ScopeId(1), one.clone()), (ScopeId(2), two)];
-        publisher.publish(Publication { revision: 1, scopes: scopes.into() });
+        publisher.publish(Publication { revision: 1, scopes: Arc::new(scopes.into()) });
         assert!(of_one.has_changed().unwrap() && of_two.has_changed().unwrap());
         of_one.mark_unchanged();
         of_two.mark_unchanged();
         let two = Arc::new(ScopeView::new([Arc::new(cluster("c", b"1"))]));
         for revision in 2..1000 {
             let scopes = [(ScopeId(1), one.clone()), (ScopeId(2), two.clone())];
-            publisher.publish(Publication { revision, scopes: scopes.into() });
+            publisher.publish(Publication { revision, scopes: Arc::new(scopes.into()) });
         }
         assert!(!of_one.has_changed().unwrap());
         assert!(of_two.has_changed().unwrap());
         assert_eq!(publisher.load().revision, 999);
-    }
-
-    #[test]
-    fn changed_names_are_equal_with_and_without_the_hint() {
-        let base = Arc::new(ScopeView::new(["a", "b", "c"].map(|n| Arc::new(cluster(n, b"1")))));
-        let edit = |edit: ScopeEdit| {
-            edit.set(cluster("b", b"2"))
-                .remove(ResourceType::Cluster, "c")
-                .set(cluster("d", b"1"))
-                .build()
-        };
-        let mut hinted = edit(base.edit_shared()).changed_since(Some(&base), ResourceType::Cluster);
-        let mut walked = edit(base.edit()).changed_since(Some(&base), ResourceType::Cluster);
-        hinted.sort();
-        walked.sort();
-        assert_eq!(hinted, walked);
-        assert_eq!(hinted, ["b", "c", "d"].map(Arc::from));
     }
 
     #[test]

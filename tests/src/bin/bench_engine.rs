@@ -1,8 +1,9 @@
 //! Measures the engine alone: objects in, encoded bytes out, on one thread.
 //!
-//! In: a made-up mesh of 10,000 services, 100,000 endpoints and 1,000 routed hosts behind one
-//! gateway. Out: a table; each figure stands beside a plain re-encode of the same resource in the
-//! same run.
+//! In: a made-up mesh of 10,000 services on port 80 in 200 namespaces, with 100,000 endpoints in
+//! three zones; 500 groups of sidecars, a fifth of the namespaces with a private DestinationRule, a
+//! tenth with Sidecars; 1,000 hosts routed in the mesh and 1,000 behind one gateway. Out: a table;
+//! each figure stands beside a plain re-encode of the same resource in the same run.
 //!
 //! **Invariant:** every edit is new content, checked to give the bytes it must; the median of many.
 
@@ -15,15 +16,22 @@ use std::time::{Duration, Instant};
 
 use model::rows::{
     Destination, DestinationPolicy, Endpoint, EndpointSlice, Forward, Gateway, GatewayName,
-    HostPattern, HostScope, HttpAction, HttpRule, Protocol, Rewrite, RouteRules, Server, Service,
-    ServicePort, SlicePort, Subset, TargetPort, TrafficPolicy, WeightedDestination, Workload,
+    HostPattern, HostScope, HttpAction, HttpRule, LbAlgorithm, Protocol, Rewrite, RouteRules,
+    Server, Service, ServicePort, SidecarScope, SlicePort, Subset, TargetPort, TrafficPolicy,
+    Visibility, WeightedDestination, Workload,
 };
 use model::{Batch, Capabilities, Change, Engine, Kind, ObjectRef, Proxy, ProxyKey, Row, Update};
 
 const SERVICES: u32 = 10_000;
 const NAMESPACES: u32 = 200;
 const PER_SERVICE: u32 = 10;
+/// Hosts with rules: these behind the gateway, as many after them in the mesh.
 const ROUTED: u32 = 1_000;
+/// Namespaces that have a DestinationRule of their own for a host of another.
+const PRIVATE: u32 = NAMESPACES / 5;
+/// Namespaces that have Sidecars, and how many each.
+const NARROWED: u32 = NAMESPACES / 10;
+const SIDECARS: u32 = 16;
 /// The service with a thousand endpoints in ten slices.
 const LARGE: u32 = 0;
 const ROUNDS: u32 = 200;
@@ -58,6 +66,7 @@ fn service(n: u32) -> Change {
         host: host(n),
         namespace: namespace(n).into(),
         name: format!("s{n}").into(),
+        addresses: vec![address(n, 200)],
         ports: vec![ServicePort {
             number: 80,
             name: "http".into(),
@@ -82,6 +91,8 @@ fn slice(n: u32, part: u32, changed: bool) -> Change {
         ready: !(changed && i == 3),
         draining: false,
         workload: Some(format!("s{n}-{i}").into()),
+        node: None,
+        zone: Some(format!("zone-{}", i % 3).into()),
     };
     let row = EndpointSlice {
         namespace: namespace(n).into(),
@@ -101,6 +112,7 @@ fn pod(n: u32, i: u32, version: &str) -> Change {
         addresses: vec![address(n, i)],
         service_account: "default".into(),
         named_ports: BTreeMap::new(),
+        node: None,
     };
     one(owner("Pod", &namespace(n), &format!("s{n}-{i}")), Row::Workload(row))
 }
@@ -114,8 +126,12 @@ fn rules(n: u32, weight: u32) -> Change {
     let row = RouteRules {
         namespace: namespace(n).into(),
         created: None,
-        hosts: vec![format!("s{n}.example.com").into()],
-        gateways: vec![GatewayName::Gateway { namespace: "edge".into(), name: "edge".into() }],
+        hosts: vec![if n < ROUTED { format!("s{n}.example.com").into() } else { host(n) }],
+        gateways: vec![if n < ROUTED {
+            GatewayName::Gateway { namespace: "edge".into(), name: "edge".into() }
+        } else {
+            GatewayName::Mesh
+        }],
         export_to: None,
         http: vec![HttpRule {
             field: "spec.http[0]".into(),
@@ -152,6 +168,60 @@ fn policy(n: u32) -> Change {
     one(owner("DestinationRule", &namespace(n), &format!("s{n}")), row)
 }
 
+/// A policy that only its own namespace sees, for a host of another.
+fn private(n: u32) -> Change {
+    let row = DestinationPolicy {
+        namespace: namespace(n).into(),
+        created: None,
+        host: host(5_000 + n + 1),
+        export_to: Some(Visibility::Namespaces([namespace(n).into()].into())),
+        field: "spec.trafficPolicy".into(),
+        policy: TrafficPolicy {
+            load_balancer: Some(LbAlgorithm::RoundRobin),
+            ..TrafficPolicy::default()
+        },
+        subsets: vec![],
+    };
+    one(owner("DestinationRule", &namespace(n), "private"), Row::DestinationPolicy(Box::new(row)))
+}
+
+/// A namespace with Sidecars: the last ones.
+fn narrowed(i: u32) -> u32 {
+    NAMESPACES - 1 - i
+}
+
+fn sidecar(n: u32, i: u32) -> Change {
+    let pattern = |scope, host| HostPattern { scope, host };
+    let hosts = (0..5).map(|k| pattern(HostScope::Any, host(n + NAMESPACES * (i + k))));
+    let row = SidecarScope {
+        namespace: namespace(n).into(),
+        created: None,
+        selector: labels(&[("app", &format!("w{i}"))]),
+        egress: Some(hosts.collect()),
+        excluded: vec![],
+        outbound: None,
+    };
+    one(owner("Sidecar", &namespace(n), &format!("w{i}")), Row::SidecarScope(row))
+}
+
+/// One proxy of each group.
+fn proxies() -> anyhow::Result<Vec<(ProxyKey, Proxy)>> {
+    let full = Capabilities { vhds: true };
+    let mut edge = Proxy::parse("router~10.0.0.1~edge-0.edge~edge", None, full)?;
+    edge.labels = labels(&[("istio", "ingressgateway")]);
+    let mut all = vec![edge];
+    for n in 0..NAMESPACES {
+        let count = if n > narrowed(NARROWED) { SIDECARS } else { 1 };
+        for i in 0..count {
+            let id = format!("sidecar~10.0.0.1~w{i}.{}~local", namespace(n));
+            let mut proxy = Proxy::parse(&id, None, full)?;
+            proxy.labels = labels(&[("app", &format!("w{i}"))]);
+            all.push(proxy);
+        }
+    }
+    Ok((0..).map(ProxyKey).zip(all).collect())
+}
+
 fn world() -> Vec<Change> {
     let gateway = Gateway {
         namespace: "edge".into(),
@@ -171,10 +241,14 @@ fn world() -> Vec<Change> {
         let parts = if n == LARGE { 10 } else { 1 };
         all.extend((0..parts).map(|part| slice(n, part, false)));
         all.extend((0..PER_SERVICE).map(|i| pod(n, i, if i % 2 == 0 { "v1" } else { "v2" })));
-        if n < ROUTED {
+        if n < 2 * ROUTED {
             all.push(rules(n, 0));
             all.push(policy(n));
         }
+    }
+    all.extend((0..PRIVATE).map(private));
+    for i in 0..NARROWED {
+        all.extend((0..SIDECARS).map(|k| sidecar(narrowed(i), k)));
     }
     all
 }
@@ -230,12 +304,10 @@ fn main() -> anyhow::Result<()> {
     }
     let changes = world();
     let objects = changes.len();
-    let mut proxy =
-        Proxy::parse("router~10.0.0.1~edge-0.edge~edge", None, Capabilities { vhds: true })?;
-    proxy.labels = labels(&[("istio", "ingressgateway")]);
+    let connected = proxies()?;
+    let groups = connected.len();
     let mut engine = Engine::new();
     let started = Instant::now();
-    let connected = vec![(ProxyKey(1), proxy)];
     let update = engine.apply(Batch { changes, connected, disconnected: vec![] });
     let bytes = encode(&update);
     let cold = started.elapsed();
@@ -251,26 +323,30 @@ fn main() -> anyhow::Result<()> {
     }];
     drop(update);
     let micros = Duration::from_micros;
-    // A service of ten endpoints has v1 and v2: the third endpoint is of v2 only.
-    all.push(edits(&mut engine, "one endpoint changed", micros(100), 1, |round| {
+    // The third endpoint is of the whole service, which sidecars have, and of its subset v2.
+    all.push(edits(&mut engine, "one endpoint changed", micros(100), 2, |round| {
         slice(7, 0, round % 2 == 0)
     })?);
-    all.push(edits(&mut engine, "the same, of 1,000 endpoints", micros(150), 1, |round| {
+    all.push(edits(&mut engine, "the same, of 1,000 endpoints", micros(150), 2, |round| {
         slice(LARGE, 0, round % 2 == 0)
     })?);
     all.push(edits(&mut engine, "one VirtualService edited", micros(1000), 1, |round| {
         rules(7, round + 1)
     })?);
-    all.push(edits(&mut engine, "one Service added", micros(2000), 0, |round| {
-        service(SERVICES + round)
+    // For everybody, and for the host's own namespace, where it has a shorter name as well.
+    all.push(edits(&mut engine, "the same, of the mesh", micros(1000), 2, |round| {
+        rules(ROUTED + 7, round + 1)
+    })?);
+    // Cluster, endpoint set, and two virtual hosts.
+    all.push(edits(&mut engine, "one Service added", micros(2000), 4, |round| {
+        // In the first half of the namespaces: the last have nobody who shares what all get.
+        service(SERVICES + round / 100 * NAMESPACES + round % 100)
     })?);
     all.push(edits(&mut engine, "a pod relabelled", micros(500), 2, |round| {
         pod(9, 0, if round % 2 == 0 { "v2" } else { "v1" })
     })?);
     all.push(edits(&mut engine, "an edit without effect", micros(50), 0, |_| rules(11, 0))?);
-    println!(
-        "{objects} objects, {SERVICES} services, {ROUTED} routed hosts, {bytes} bytes encoded"
-    );
+    println!("{objects} objects, {SERVICES} services, {groups} groups, {bytes} bytes encoded");
     println!("{:<32} {:>12} {:>12} {:>9}  {:>9}", "what", "measured", "bar", "encode", "resources");
     let mut missed = 0;
     for Measured { what, bar, median, plain, resources } in &all {

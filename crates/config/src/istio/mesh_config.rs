@@ -15,6 +15,7 @@ use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::retries::{RETRIES, Retries};
+use super::sidecar::{OUTBOUND_POLICY, OutboundTrafficPolicy};
 use super::{decode, nothing};
 use crate::export_to::{EXPORT_TO, visibility};
 use crate::kind::Kind;
@@ -56,7 +57,7 @@ const SPEC: Type = Type::Object(&[
     not_yet("ingressService"),
     not_yet("localityLbSetting"),
     not_yet("meshMTLS"),
-    not_yet("outboundTrafficPolicy"),
+    field("outboundTrafficPolicy", Type::Object(OUTBOUND_POLICY)),
     not_yet("pathNormalization"),
     not_yet("serviceEntryVisibility"),
     not_yet("serviceScopeConfigs"),
@@ -78,6 +79,7 @@ struct Spec {
     connect_timeout: Option<String>,
     default_http_retry_policy: Option<Retries>,
     access_log_file: Option<String>,
+    outbound_traffic_policy: Option<OutboundTrafficPolicy>,
     default_virtual_service_export_to: Option<Vec<String>>,
     default_destination_rule_export_to: Option<Vec<String>>,
     default_service_export_to: Option<Vec<String>>,
@@ -145,6 +147,7 @@ impl Kind for MeshConfig {
             connect_timeout,
             default_http_retry_policy,
             access_log_file,
+            outbound_traffic_policy,
             default_virtual_service_export_to,
             default_destination_rule_export_to,
             default_service_export_to,
@@ -164,6 +167,7 @@ impl Kind for MeshConfig {
                 .unwrap_or(default.connect_timeout),
             default_retry: default_http_retry_policy.map_or(default.default_retry, Retries::lower),
             access_log_file: access_log_file.filter(|f| !f.is_empty()).map(Arc::from),
+            outbound: outbound_traffic_policy.and_then(|p| p.lower()).unwrap_or_default(),
             rules_export_to: export_to(
                 "defaultVirtualServiceExportTo",
                 default_virtual_service_export_to,

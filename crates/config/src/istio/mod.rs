@@ -7,6 +7,7 @@ pub(crate) mod destination_rule;
 pub(crate) mod gateway;
 pub(crate) mod mesh_config;
 mod retries;
+pub(crate) mod sidecar;
 pub(crate) mod virtual_service;
 
 use model::{Change, Problem, Reason};

@@ -40,6 +40,8 @@ struct Endpoint {
     #[serde(default)]
     conditions: Conditions,
     target_ref: Option<Target>,
+    node_name: Option<Arc<str>>,
+    zone: Option<Arc<str>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -115,7 +117,7 @@ impl Kind for EndpointSlice {
 
 impl Endpoint {
     fn lower(self) -> Result<EndpointRow, String> {
-        let Self { addresses, conditions, target_ref } = self;
+        let Self { addresses, conditions, target_ref, node_name, zone } = self;
         let addresses: Result<Vec<IpAddr>, String> =
             addresses.into_iter().map(|a| a.parse().map_err(|_| a)).collect();
         let Conditions { ready, serving, terminating } = conditions;
@@ -127,6 +129,8 @@ impl Endpoint {
             ready,
             draining: !ready && terminating && serving.unwrap_or(false),
             workload: target_ref.filter(|t| t.kind == "Pod" && !t.name.is_empty()).map(|t| t.name),
+            node: node_name,
+            zone,
         })
     }
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod endpoint_slice;
 pub(crate) mod namespace;
+pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod service;
 

@@ -31,6 +31,7 @@ struct Object {
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
     service_account_name: Option<Arc<str>>,
+    node_name: Option<Arc<str>>,
     containers: Vec<Container>,
 }
 
@@ -71,7 +72,7 @@ impl Kind for Pod {
         let Some(Object { spec, status }) = decode(&raw, &mut problems) else {
             return (Change { owner: raw.owner, rows: Vec::new() }, problems);
         };
-        let Spec { service_account_name, containers } = spec;
+        let Spec { service_account_name, node_name, containers } = spec;
         let Status { phase, pod_ip, pod_ips } = status;
         if phase == "Succeeded" || phase == "Failed" {
             return (Change { owner: raw.owner, rows: Vec::new() }, problems);
@@ -103,6 +104,7 @@ impl Kind for Pod {
             addresses,
             service_account: service_account_name.unwrap_or_else(|| Arc::from("default")),
             named_ports,
+            node: node_name,
         };
         (Change { owner: raw.owner, rows: vec![Row::Workload(row)] }, problems)
     }

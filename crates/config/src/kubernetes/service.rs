@@ -6,6 +6,7 @@
 //! the port's name, else it is unknown; an annotation that cannot be read never widens who sees it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{DefaultVisibility, Protocol, Service as ServiceRow, ServicePort, TargetPort};
@@ -32,8 +33,12 @@ struct Object {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct Spec {
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Vec<String>,
     selector: BTreeMap<Arc<str>, Arc<str>>,
     ports: Vec<Port>,
 }
@@ -61,9 +66,10 @@ enum Target {
 impl Kind for Service {
     fn lower(&self, raw: RawObject) -> (Change, Vec<Problem>) {
         let mut problems = Vec::new();
-        let Some(Object { spec: Spec { selector, ports } }) = decode(&raw, &mut problems) else {
+        let Some(Object { spec }) = decode(&raw, &mut problems) else {
             return (Change { owner: raw.owner, rows: Vec::new() }, problems);
         };
+        let Spec { cluster_ip, cluster_ips, selector, ports } = spec;
         let mut lowered: Vec<ServicePort> = Vec::new();
         for (index, port) in ports.into_iter().enumerate() {
             let port = port.lower();
@@ -90,12 +96,37 @@ impl Kind for Service {
             host: full_host(&raw.owner.name, &raw.owner.namespace),
             namespace: Arc::clone(&raw.owner.namespace),
             name: Arc::clone(&raw.owner.name),
+            addresses: addresses(&raw, cluster_ip, cluster_ips, &mut problems),
             ports: lowered,
             selector,
             export_to: export_to(&raw, &mut problems).map(|v| v.of(&raw.owner.namespace)),
         };
         (Change { owner: raw.owner, rows: vec![Row::Service(row)] }, problems)
     }
+}
+
+/// Addresses of the service; a headless one has none.
+fn addresses(
+    raw: &RawObject,
+    first: Option<String>,
+    all: Vec<String>,
+    problems: &mut Vec<Problem>,
+) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    let first = first.map(|text| ("spec.clusterIP".to_owned(), text));
+    let all = (0..).zip(all).map(|(i, text): (usize, _)| (format!("spec.clusterIPs[{i}]"), text));
+    for (field, text) in first.into_iter().chain(all) {
+        match text.parse() {
+            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) => addresses.push(address),
+            Err(_) if text.is_empty() || text == "None" => {}
+            Err(_) => {
+                let message = format!("{text:?} is no IP address; it is not used");
+                problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
+            }
+        }
+    }
+    addresses
 }
 
 /// Who sees the service; none where it does not say.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::object::Origins;
-use crate::rows::{LbAlgorithm, OutlierDetection, TcpPool};
+use crate::rows::{LbAlgorithm, Locality, OutlierDetection, TcpPool};
 
 /// Where the endpoints of a cluster come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,8 @@ pub struct EndpointAddress {
     pub port: u16,
     /// Whether it takes no new requests but may finish what it has.
     pub draining: bool,
+    /// Where it runs.
+    pub locality: Arc<Locality>,
 }
 
 /// The endpoints of a cluster.

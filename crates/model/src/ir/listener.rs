@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::object::Origins;
 
-/// An HTTP port of a gateway.
+/// A port that the proxy opens, or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// Name.
@@ -16,10 +16,53 @@ pub struct Listener {
     pub bind: Option<IpAddr>,
     /// Port.
     pub port: u16,
-    /// The RouteConfiguration that decides.
-    pub route_config: Arc<str>,
+    /// What is done with connections.
+    pub serves: Serves,
     /// File of the access log. Shape: none = no log.
     pub access_log_file: Option<Arc<str>>,
     /// Gateway servers that open it.
     pub origins: Origins,
+}
+
+/// What a listener does with connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// HTTP that comes in at an edge.
+    Edge {
+        /// The RouteConfiguration that decides.
+        route_config: Arc<str>,
+    },
+    /// Everything that leaves a workload: handed to the listener of its original destination,
+    /// else to a cluster.
+    Captured {
+        /// The cluster.
+        otherwise: Arc<str>,
+    },
+    /// What leaves a workload for a port; it is handed over by the listener that captures.
+    Outbound {
+        /// The RouteConfiguration that decides about HTTP.
+        route_config: Arc<str>,
+        /// The cluster for what is no HTTP.
+        otherwise: Arc<str>,
+    },
+}
+
+// === impl Serves ===
+
+impl Serves {
+    /// The RouteConfiguration that it needs.
+    pub fn route_config(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Edge { route_config } | Self::Outbound { route_config, .. } => Some(route_config),
+            Self::Captured { .. } => None,
+        }
+    }
+
+    /// The cluster that it names itself.
+    pub fn cluster(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Edge { .. } => None,
+            Self::Captured { otherwise } | Self::Outbound { otherwise, .. } => Some(otherwise),
+        }
+    }
 }

@@ -11,7 +11,7 @@ mod listener;
 mod route;
 
 pub use cluster::{Cluster, ClusterEndpoints, EndpointAddress, Endpoints, HttpVersion};
-pub use listener::Listener;
+pub use listener::{Listener, Serves};
 pub use route::{
     Action, PathMatch, RedirectTo, Route, RouteConfiguration, RouteMatch, VirtualHost,
     VirtualHosts, WeightedCluster,

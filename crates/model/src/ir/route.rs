@@ -121,6 +121,11 @@ pub enum Action {
     },
     /// Redirect.
     Redirect(RedirectTo),
+    /// Answer.
+    Respond {
+        /// Status.
+        status: u16,
+    },
 }
 
 /// A route.
@@ -145,7 +150,7 @@ impl VirtualHost {
             .iter()
             .flat_map(|route| match &route.action {
                 Action::Forward { clusters, .. } => &clusters[..],
-                Action::Redirect(_) => &[],
+                Action::Redirect(_) | Action::Respond { .. } => &[],
             })
             .map(|c| &c.cluster)
     }

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::{ClusterKey, Key, Part, selects};
+use super::{BuiltIn, ClusterKey, Key, Part, selects};
 use crate::ir::{Cluster, ClusterEndpoints, EndpointAddress, Endpoints, HttpVersion};
 use crate::object::Origins;
 use crate::rows::{
-    ConnectionPool, Endpoint, HttpAction, LbAlgorithm, Protocol, Subset, TcpPool, TrafficPolicy,
-    UpgradePolicy,
+    ConnectionPool, Endpoint, HttpAction, LbAlgorithm, Locality, Protocol, Subset, TcpPool,
+    TrafficPolicy, UpgradePolicy,
 };
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
@@ -126,7 +126,8 @@ impl Query for Chunk {
                 && (self.labels.is_empty()
                     || carries(view, &slice.namespace, endpoint, &self.labels))
             {
-                out.push(EndpointAddress { address, port, draining: !endpoint.ready });
+                let locality = locality(view, endpoint);
+                out.push(EndpointAddress { address, port, draining: !endpoint.ready, locality });
             }
         }
         merge(&mut out);
@@ -153,6 +154,43 @@ fn merge(endpoints: &mut Vec<EndpointAddress>) {
     // Ready sorts first.
     endpoints.sort();
     endpoints.dedup_by_key(|e| (e.address, e.port));
+}
+
+/// Where an endpoint runs: where its node is, else the zone that its slice tells.
+fn locality(view: &View<'_>, endpoint: &Endpoint) -> Arc<Locality> {
+    match (endpoint.node.as_ref().and_then(|name| view.node(name)), &endpoint.zone) {
+        (Some(node), _) => Arc::new(node.locality.clone()),
+        (None, Some(zone)) => Arc::new(Locality { zone: Arc::clone(zone), ..Locality::default() }),
+        (None, None) => Arc::default(),
+    }
+}
+
+/// A cluster that no service stands behind.
+pub(super) fn built_in(view: &View<'_>, which: BuiltIn) -> Cluster {
+    let (endpoints, http_version) = match which {
+        BuiltIn::Passthrough => (ClusterEndpoints::Original, HttpVersion::AsClient),
+        BuiltIn::BlackHole => (ClusterEndpoints::None, HttpVersion::Http1),
+    };
+    Cluster {
+        name: which.name(),
+        endpoints,
+        http_version,
+        load_balancer: match which {
+            BuiltIn::Passthrough => LbAlgorithm::Passthrough,
+            BuiltIn::BlackHole => LbAlgorithm::LeastRequest,
+        },
+        connect_timeout: view.mesh().connect_timeout,
+        tcp: TcpPool::default(),
+        max_pending_requests: None,
+        max_requests: None,
+        max_requests_per_connection: None,
+        max_retries: None,
+        idle_timeout: None,
+        max_concurrent_streams: None,
+        http2_keep_alive: None,
+        outlier_detection: None,
+        origins: Origins::default(),
+    }
 }
 
 /// Build the endpoint set of a cluster.

@@ -14,13 +14,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::client::Client;
 use super::cluster::effective_policy;
 use super::rules::Carried;
 use super::{ClusterKey, Key, Part, precedence};
 use crate::hosts;
 use crate::names;
 use crate::object::Origins;
-use crate::rows::{Destination, HttpAction, HttpRule, LbAlgorithm, WeightedDestination};
+use crate::rows::{Destination, HttpAction, HttpRule, LbAlgorithm, Service, WeightedDestination};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -28,7 +29,7 @@ use crate::track::{Query, View};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Outcome {
     pub(crate) rules: RowId,
-    pub(crate) client: Arc<str>,
+    pub(crate) client: Client,
     /// Port that requests come in on.
     pub(crate) port: u16,
 }
@@ -36,7 +37,7 @@ pub(crate) struct Outcome {
 /// The policies that win for a client.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PolicyChain {
-    pub(crate) client: Arc<str>,
+    pub(crate) client: Client,
     /// Namespace of the service.
     pub(crate) namespace: Arc<str>,
     pub(crate) host: Arc<str>,
@@ -95,7 +96,7 @@ pub(super) fn request_port(rule: &HttpRule) -> Option<u16> {
 /// Resolve a split: for each destination, in order, its cluster and what is wrong with it.
 pub(super) fn examine(
     view: &View<'_>,
-    client: &Arc<str>,
+    client: &Client,
     destinations: &[WeightedDestination],
     request_port: u16,
 ) -> Vec<(Option<ClusterKey>, Option<Fault>)> {
@@ -115,7 +116,7 @@ pub(super) fn examine(
         .collect()
 }
 
-fn find(view: &View<'_>, client: &Arc<str>, destination: &Destination, request_port: u16) -> Found {
+fn find(view: &View<'_>, client: &Client, destination: &Destination, request_port: u16) -> Found {
     let Destination { host, subset, port } = destination;
     let stub = |port: u16, fault| {
         let name = names::outbound_cluster(port, subset.as_deref(), host);
@@ -144,20 +145,7 @@ fn find(view: &View<'_>, client: &Arc<str>, destination: &Destination, request_p
             number
         }
     };
-    let chain = view.get(&PolicyChain {
-        client: Arc::clone(client),
-        namespace: Arc::clone(&service.namespace),
-        host: Arc::clone(host),
-    });
-    let whole = ClusterKey {
-        name: names::outbound_cluster(port, None, host),
-        service: Some((id, port)),
-        policies: (*chain).clone(),
-        part: None,
-        has_endpoints: true,
-        asked_by: None,
-    }
-    .with_endpoints(view);
+    let whole = whole(view, client, &id, &service, port);
     let Some(wanted) = subset else { return Found::Cluster(whole, None) };
     let name = names::outbound_cluster(port, Some(wanted), host);
     let defines =
@@ -180,6 +168,30 @@ fn find(view: &View<'_>, client: &Arc<str>, destination: &Destination, request_p
         return Found::Cluster(key, Some(Fault::SubsetDerived));
     }
     Found::NoSubset(whole)
+}
+
+/// The cluster of a service port as a whole.
+pub(super) fn whole(
+    view: &View<'_>,
+    client: &Client,
+    id: &RowId,
+    service: &Service,
+    port: u16,
+) -> ClusterKey {
+    let chain = view.get(&PolicyChain {
+        client: client.clone(),
+        namespace: Arc::clone(&service.namespace),
+        host: Arc::clone(&service.host),
+    });
+    ClusterKey {
+        name: names::outbound_cluster(port, None, &service.host),
+        service: Some((id.clone(), port)),
+        policies: (*chain).clone(),
+        part: None,
+        has_endpoints: true,
+        asked_by: None,
+    }
+    .with_endpoints(view)
 }
 
 // === impl ClusterKey ===
@@ -207,10 +219,14 @@ impl Query for PolicyChain {
         let mut candidates = Vec::new();
         for pattern in hosts::patterns_for(&self.host) {
             let mut all = view.policies_for(&pattern);
-            all.retain(|(_, policy)| view.visibility_of_policy(policy).sees(&self.client));
+            all.retain(|(_, policy)| self.client.sees(&view.visibility_of_policy(policy)));
             candidates.push(all);
         }
-        for namespace in [&self.client, &self.namespace, &root] {
+        let client = match &self.client {
+            Client::Anyone => None,
+            Client::Namespace(namespace) => Some(namespace),
+        };
+        for namespace in client.into_iter().chain([&self.namespace, &root]) {
             for of_pattern in &candidates {
                 let mut here: Vec<_> =
                     of_pattern.iter().filter(|(_, p)| p.namespace == *namespace).collect();

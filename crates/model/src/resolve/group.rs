@@ -5,27 +5,52 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Key;
+use super::client::Client;
+use super::sidecar::{Viewer, is_wide};
+use super::{Key, precedence, selects};
 use crate::proxy::{Capabilities, Proxy, Role};
-use crate::rows::TargetPort;
+use crate::rows::{TargetPort, Workload};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
 /// What decides a proxy's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Group {
-    pub(crate) role: Role,
     pub(crate) namespace: Arc<str>,
     pub(crate) capabilities: Capabilities,
-    /// Gateways that select it; none for a sidecar.
-    pub(crate) gateways: Vec<RowId>,
-    /// Declared port → port to listen on, where a service in front maps it.
-    pub(crate) ports: BTreeMap<u16, u16>,
+    pub(crate) role: GroupRole,
+}
+
+/// What decides it by role.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum GroupRole {
+    /// At an edge.
+    Router {
+        /// Gateways that select it.
+        gateways: Vec<RowId>,
+        /// Declared port → port to listen on, where a service in front maps it.
+        ports: BTreeMap<u16, u16>,
+    },
+    /// Beside a workload.
+    Sidecar {
+        /// What it sees.
+        viewer: Viewer,
+    },
 }
 
 /// The group of a proxy: a query, so that a relabelled workload is re-scoped live.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct GroupOf(pub(crate) Arc<Proxy>);
+
+// === impl Group ===
+
+impl Group {
+    /// Whether its rows are what everybody gets, with the exceptions of its namespace.
+    pub(crate) fn shares(&self) -> bool {
+        matches!(&self.role, GroupRole::Sidecar { viewer } if viewer.scope.is_none())
+            && self.capabilities.vhds
+    }
+}
 
 // === impl GroupOf ===
 
@@ -34,44 +59,76 @@ impl Query for GroupOf {
 
     fn run(&self, view: &View<'_>) -> Group {
         let proxy = &self.0;
-        let mut group = Group {
-            role: proxy.role,
-            namespace: Arc::clone(&proxy.namespace),
-            capabilities: proxy.capabilities,
-            gateways: Vec::new(),
-            ports: BTreeMap::new(),
-        };
-        if proxy.role == Role::Sidecar {
-            return group;
-        }
         let workload = view.workload(&proxy.namespace, &proxy.name);
         let labels = workload.as_ref().map_or(&proxy.labels, |w| &w.labels);
-        group.gateways = view.gateways_selecting(labels);
-        // Only ports that a server opens matter; others would split equal groups.
-        let opened: BTreeSet<u16> = group
-            .gateways
-            .iter()
-            .filter_map(|id| view.gateway(id))
-            .flat_map(|gateway| gateway.servers.iter().map(|s| s.port).collect::<Vec<_>>())
-            .collect();
-        for (_, service) in view.services_selecting(&proxy.namespace, labels) {
-            for port in service.ports.iter().filter(|p| opened.contains(&p.number)) {
-                let target = match &port.target {
-                    TargetPort::Number(number) => Some(*number),
-                    TargetPort::Name(name) => {
-                        workload.as_ref().and_then(|w| w.named_ports.get(name).copied())
-                    }
-                };
-                if let Some(target) = target {
-                    group.ports.entry(port.number).or_insert(target);
-                }
+        let role = match proxy.role {
+            Role::Router => router(view, proxy, workload.as_deref(), labels),
+            Role::Sidecar => {
+                let client = Client::Namespace(Arc::clone(&proxy.namespace));
+                let scope = sidecar_scope(view, &proxy.namespace, labels);
+                GroupRole::Sidecar { viewer: Viewer { client, scope } }
             }
-        }
-        group.ports.retain(|declared, target| declared != target);
-        group
+        };
+        let namespace = Arc::clone(&proxy.namespace);
+        Group { namespace, capabilities: proxy.capabilities, role }
     }
 
     fn key(&self) -> Key {
         Key::Group(self.clone())
     }
+}
+
+fn router(
+    view: &View<'_>,
+    proxy: &Proxy,
+    workload: Option<&Workload>,
+    labels: &BTreeMap<Arc<str>, Arc<str>>,
+) -> GroupRole {
+    let gateways = view.gateways_selecting(labels);
+    // Only ports that a server opens matter; others would split equal groups.
+    let opened: BTreeSet<u16> = gateways
+        .iter()
+        .filter_map(|id| view.gateway(id))
+        .flat_map(|gateway| gateway.servers.iter().map(|s| s.port).collect::<Vec<_>>())
+        .collect();
+    let mut ports = BTreeMap::new();
+    for (_, service) in view.services_selecting(&proxy.namespace, labels) {
+        for port in service.ports.iter().filter(|p| opened.contains(&p.number)) {
+            let target = match &port.target {
+                TargetPort::Number(number) => Some(*number),
+                TargetPort::Name(name) => workload.and_then(|w| w.named_ports.get(name).copied()),
+            };
+            if let Some(target) = target {
+                ports.entry(port.number).or_insert(target);
+            }
+        }
+    }
+    ports.retain(|declared, target| declared != target);
+    GroupRole::Router { gateways, ports }
+}
+
+/// The scope that narrows what a workload may reach: of its namespace the first that selects it,
+/// else the first for all of the namespace, else that of the root namespace.
+fn sidecar_scope(
+    view: &View<'_>,
+    namespace: &Arc<str>,
+    labels: &BTreeMap<Arc<str>, Arc<str>>,
+) -> Option<RowId> {
+    let root = Arc::clone(&view.mesh().root_namespace);
+    let mut found: Vec<_> = view
+        .sidecar_scopes(namespace)
+        .into_iter()
+        .filter(|(_, scope)| selects(&scope.selector, labels))
+        .map(|row| (0, row))
+        .collect();
+    if *namespace != root {
+        let of_root = view.sidecar_scopes(&root).into_iter();
+        found.extend(of_root.filter(|(_, s)| s.selector.is_empty()).map(|row| (1, row)));
+    }
+    let (_, (id, scope)) = found.into_iter().min_by(|(tier_a, (a, x)), (tier_b, (b, y))| {
+        let rank = |tier, scope: &crate::rows::SidecarScope| (tier, scope.selector.is_empty());
+        let order = rank(*tier_a, x).cmp(&rank(*tier_b, y));
+        order.then_with(|| precedence(x.created, a).cmp(&precedence(y.created, b)))
+    })?;
+    (!is_wide(view, &scope)).then_some(id)
 }

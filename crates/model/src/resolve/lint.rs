@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::client::Client;
 use super::destination::{Fault, examine, request_port};
 use super::router::served_domains;
 use super::rules::{Head, RulesHead};
@@ -127,6 +128,8 @@ fn bindings(view: &View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<
             hosts: vec![Arc::clone(host)],
             gateways: Vec::new(),
             export_to: None,
+            has_http: false,
+            destinations: BTreeSet::new(),
         };
         if servers.iter().all(|patterns| served_domains(patterns, &only).is_empty()) {
             out.insert(Problem::warning(
@@ -151,7 +154,8 @@ fn destinations(
     out: &mut BTreeSet<Problem>,
 ) {
     let request_port = request_port(rule).unwrap_or(80);
-    let examined = examine(view, &rules.namespace, destinations, request_port);
+    let client = Client::Namespace(Arc::clone(&rules.namespace));
+    let examined = examine(view, &client, destinations, request_port);
     for (d, (_, fault)) in destinations.iter().zip(examined) {
         let Some(fault) = fault else { continue };
         let host = &d.destination.host;

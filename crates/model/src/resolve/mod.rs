@@ -6,50 +6,62 @@
 //! | level | queries | read |
 //! |---|---|---|
 //! | 0 | `Mesh`, `RulesHead`, `Carried`, `Chunk`: the endpoints of one slice | rows |
-//! | 1 | `PolicyChain` | policies by host |
+//! | 1 | `PolicyChain`, `Imported`, `Mentions`: namespaces that a host may be other for | rows by host |
 //! | 2 | `Outcome`: what the destinations of a rule list come to | rules, services, policies |
-//! | 3 | `Group`, `Scope`, `LintRules`, `LintPolicy` | all of these |
-//! | 4 | rows: listeners, virtual hosts, clusters, endpoint sets | the rows that their keys name |
-//! | 5 | RouteConfigurations with their virtual hosts inside | rows of level 4 |
+//! | 3 | `BaseView`, `PortView`: what sidecars have whatever hosts there are | rules for `*` |
+//! | 4 | `HostView`: what one viewer gets for a host | all of these |
+//! | 5 | `HostViews`, `SidecarRows`, `Group`, `LintRules`, `LintPolicy` | all of these |
+//! | 6 | `Scope`: what a group has of its own | all of these |
+//! | 7 | rows: listeners, virtual hosts, clusters, endpoint sets | the rows that their keys name |
+//! | 8 | RouteConfigurations with their virtual hosts inside | rows of level 7 |
 //!
 //! **Invariant:** queries see the snapshot only through the `View`; a row is a function of its key
 //! and of what the `View` notes.
 
+mod client;
 mod cluster;
 mod destination;
 mod group;
 mod lint;
+mod listener;
 mod router;
 mod rules;
+mod scope;
+mod sidecar;
+mod view;
 mod virtual_host;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::ir;
-use crate::rows::{
-    DestinationPolicy, EndpointSlice, Gateway, GatewayName, Mesh, RouteRules, Service, Visibility,
-    Workload,
-};
+use crate::names;
+use crate::rows::{Mesh, OutboundPolicy};
 use crate::snapshot::{IndexKey, RowId};
-use crate::track::{AnyValue, Fact, Query, View, rerun};
+use crate::track::{AnyValue, Query, View, rerun};
 
+pub(crate) use client::Client;
 pub(crate) use cluster::Chunk;
 pub(crate) use destination::{Outcome, PolicyChain};
-pub(crate) use group::{Group, GroupOf};
+pub(crate) use group::{Group, GroupOf, GroupRole};
 pub(crate) use lint::{LintPolicy, LintRules};
-pub(crate) use router::Scope;
-use rules::Head;
 pub(crate) use rules::{Carried, RulesHead};
+pub(crate) use scope::Scope;
+pub(crate) use sidecar::{
+    BaseView, HostView, HostViews, Imported, Mentions, PortView, SidecarRows, Viewer, Views,
+};
 use virtual_host::BoundRules;
+
+/// Keys of rows; shared, because each is in many sets.
+pub(crate) type RowSet = BTreeSet<Arc<RowKey>>;
 
 /// Names a row by the outcome that makes it: groups with the same outcome share the row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowKey {
     /// A gateway port.
-    Listener {
+    GatewayListener {
         /// Address; none = all.
         bind: Option<IpAddr>,
         /// Port.
@@ -57,30 +69,86 @@ pub enum RowKey {
         /// Servers that open it.
         servers: Servers,
     },
+    /// Where everything comes in that leaves a workload.
+    VirtualOutbound {
+        /// What becomes of what no other listener takes.
+        policy: OutboundPolicy,
+    },
+    /// What leaves a workload for a port.
+    OutboundListener {
+        /// Port.
+        port: u16,
+        /// What becomes of what is no HTTP.
+        policy: OutboundPolicy,
+    },
     /// The routes of a port.
     RouteConfiguration {
         /// Name on the wire.
         name: Arc<str>,
         /// Keys of the virtual hosts within it; none = they are discovered one by one.
-        inline: Option<Arc<Vec<RowKey>>>,
+        inline: Option<Arc<Vec<Arc<RowKey>>>>,
         /// Servers that open the port.
         servers: Servers,
     },
     /// The routes of a host.
-    VirtualHost {
-        /// RouteConfiguration.
-        route_config: Arc<str>,
-        /// Domain.
-        domain: Arc<str>,
-        /// The rule lists that won, in order of precedence.
-        rules: Vec<BoundRules>,
-        /// Servers that accept it.
-        servers: Servers,
-    },
+    VirtualHost(HostKey),
+    /// A cluster that no service stands behind.
+    BuiltIn(BuiltIn),
     /// A destination.
     Cluster(ClusterKey),
     /// Its endpoints.
     Endpoints(ClusterKey),
+}
+
+/// Names a virtual host by the outcome that makes it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostKey {
+    /// RouteConfiguration.
+    pub route_config: Arc<str>,
+    /// Domain.
+    pub domain: Arc<str>,
+    /// Its other names.
+    pub names: HostNames,
+    /// The rule lists that won, in order of precedence.
+    pub rules: Vec<BoundRules>,
+    /// What becomes of requests where there are no rules.
+    pub otherwise: Otherwise,
+    /// Gateway servers that accept it.
+    pub servers: Servers,
+}
+
+/// What a host is called besides its domain.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostNames {
+    /// Nothing.
+    Domain,
+    /// As its service.
+    Service {
+        /// The service.
+        id: RowId,
+        /// Whether clients are of the service's namespace.
+        own: bool,
+    },
+}
+
+/// What becomes of requests for a host without rules.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Otherwise {
+    /// 404.
+    NotFound,
+    /// They go to this cluster.
+    Cluster(ClusterKey),
+    /// The host is not declared: the policy says.
+    Policy(OutboundPolicy),
+}
+
+/// Clusters that no service stands behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BuiltIn {
+    /// Connects to where the client meant to.
+    Passthrough,
+    /// Refuses.
+    BlackHole,
 }
 
 /// Gateway servers: the gateway, and the field path of the server in it.
@@ -129,13 +197,40 @@ pub(crate) enum Key {
     RulesHead(RulesHead),
     Carried(Carried),
     Chunk(Chunk),
+    Imported(Imported),
     PolicyChain(PolicyChain),
+    Mentions(Mentions),
     Outcome(Outcome),
+    BaseView(BaseView),
+    PortView(PortView),
+    HostView(HostView),
+    HostViews(HostViews),
+    SidecarRows(SidecarRows),
     Group(GroupOf),
     Scope(Scope),
     LintRules(LintRules),
     LintPolicy(LintPolicy),
-    Row(RowKey),
+    Row(Arc<RowKey>),
+}
+
+// === impl BuiltIn ===
+
+impl BuiltIn {
+    /// The one that a policy comes to.
+    pub(crate) fn of(policy: OutboundPolicy) -> Self {
+        match policy {
+            OutboundPolicy::AllowAny => Self::Passthrough,
+            OutboundPolicy::RegistryOnly => Self::BlackHole,
+        }
+    }
+
+    /// Name on the wire.
+    pub(crate) fn name(self) -> Arc<str> {
+        Arc::from(match self {
+            Self::Passthrough => names::PASSTHROUGH,
+            Self::BlackHole => names::BLACK_HOLE,
+        })
+    }
 }
 
 // === impl Key ===
@@ -145,11 +240,20 @@ impl Key {
     pub(crate) fn level(&self) -> u8 {
         match self {
             Self::Mesh | Self::RulesHead(_) | Self::Carried(_) | Self::Chunk(_) => 0,
-            Self::PolicyChain(_) => 1,
+            Self::Imported(_) | Self::PolicyChain(_) | Self::Mentions(_) => 1,
             Self::Outcome(_) => 2,
-            Self::Group(_) | Self::Scope(_) | Self::LintRules(_) | Self::LintPolicy(_) => 3,
-            Self::Row(RowKey::RouteConfiguration { .. }) => 5,
-            Self::Row(_) => 4,
+            Self::BaseView(_) | Self::PortView(_) => 3,
+            Self::HostView(_) => 4,
+            Self::HostViews(_)
+            | Self::SidecarRows(_)
+            | Self::Group(_)
+            | Self::LintRules(_)
+            | Self::LintPolicy(_) => 5,
+            Self::Scope(_) => 6,
+            Self::Row(row) => match **row {
+                RowKey::RouteConfiguration { .. } => 8,
+                _ => 7,
+            },
         }
     }
 
@@ -160,8 +264,15 @@ impl Key {
             Self::RulesHead(query) => rerun(query, view, old),
             Self::Carried(query) => rerun(query, view, old),
             Self::Chunk(query) => rerun(query, view, old),
+            Self::Imported(query) => rerun(query, view, old),
             Self::PolicyChain(query) => rerun(query, view, old),
+            Self::Mentions(query) => rerun(query, view, old),
             Self::Outcome(query) => rerun(query, view, old),
+            Self::BaseView(query) => rerun(query, view, old),
+            Self::PortView(query) => rerun(query, view, old),
+            Self::HostView(query) => rerun(query, view, old),
+            Self::HostViews(query) => rerun(query, view, old),
+            Self::SidecarRows(query) => rerun(query, view, old),
             Self::Group(query) => rerun(query, view, old),
             Self::Scope(query) => rerun(query, view, old),
             Self::LintRules(query) => rerun(query, view, old),
@@ -178,12 +289,22 @@ impl fmt::Display for Key {
             Self::RulesHead(q) => write!(f, "hosts and gateways of {}", q.0.object),
             Self::Carried(q) => write!(f, "workloads of {} labelled {:?}", q.namespace, q.labels),
             Self::Chunk(q) => write!(f, "endpoints of {q}"),
+            Self::Imported(q) => write!(f, "hosts that {} lets through", q.0.object),
+            Self::Mentions(q) => write!(f, "namespaces named for {}", q.0),
+            Self::BaseView(q) => write!(f, "what every sidecar of {} has", q.0.client),
+            Self::PortView(q) => write!(f, "port {} for {}", q.port, q.viewer.client),
+            Self::HostView(q) => write!(f, "host {} for {}", q.host, q.viewer.client),
+            Self::HostViews(q) => write!(f, "host {} for all namespaces", q.0),
+            Self::SidecarRows(q) => write!(f, "all hosts for {}", q.0.client),
             Self::PolicyChain(q) => write!(f, "policies of {} for {}", q.host, q.client),
             Self::Outcome(q) => {
                 write!(f, "destinations of {} for {}", q.rules.object, q.client)
             }
             Self::Group(q) => write!(f, "group of {}", q.0.id),
-            Self::Scope(q) => write!(f, "scope of {:?}s in {}", q.0.role, q.0.namespace),
+            Self::Scope(q) => match q.0.role {
+                GroupRole::Router { .. } => write!(f, "scope of gateways in {}", q.0.namespace),
+                GroupRole::Sidecar { .. } => write!(f, "scope of sidecars in {}", q.0.namespace),
+            },
             Self::LintRules(q) => write!(f, "problems of {}", q.0.object),
             Self::LintPolicy(q) => write!(f, "problems of {}", q.0.object),
             Self::Row(row) => write!(f, "{row}"),
@@ -194,12 +315,18 @@ impl fmt::Display for Key {
 impl fmt::Display for RowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Listener { bind, port, .. } => {
-                write!(f, "listener {}", crate::names::gateway_listener(*bind, *port))
+            Self::GatewayListener { bind, port, .. } => {
+                write!(f, "listener {}", names::gateway_listener(*bind, *port))
             }
+            Self::VirtualOutbound { .. } => write!(f, "listener {}", names::VIRTUAL_OUTBOUND),
+            Self::OutboundListener { port, .. } => {
+                write!(f, "listener {}", names::outbound_listener(*port))
+            }
+            Self::BuiltIn(which) => write!(f, "cluster {}", which.name()),
             Self::RouteConfiguration { name, .. } => write!(f, "route configuration {name}"),
-            Self::VirtualHost { route_config, domain, .. } => {
-                write!(f, "virtual host {}", crate::names::virtual_host(route_config, domain))
+            Self::VirtualHost(key) => {
+                let name = names::virtual_host(&key.route_config, &key.domain);
+                write!(f, "virtual host {name}")
             }
             Self::Cluster(key) => write!(f, "cluster {}", key.name),
             Self::Endpoints(key) => write!(f, "endpoint set {}", key.name),
@@ -220,198 +347,34 @@ impl Query for MeshSettings {
     }
 }
 
-impl Query for RowKey {
+impl Query for Arc<RowKey> {
     type Value = ir::Resource;
 
     fn run(&self, view: &View<'_>) -> ir::Resource {
-        match self {
-            Self::Listener { bind, port, servers } => {
-                ir::Resource::Listener(router::listener(view, *bind, *port, servers))
+        use ir::Resource::{Cluster, Endpoints, Listener, RouteConfiguration, VirtualHost};
+        match &**self {
+            RowKey::GatewayListener { bind, port, servers } => {
+                Listener(listener::gateway(view, *bind, *port, servers))
             }
-            Self::RouteConfiguration { name, inline, servers } => {
+            RowKey::VirtualOutbound { policy } => {
+                Listener(listener::virtual_outbound(view, *policy))
+            }
+            RowKey::OutboundListener { port, policy } => {
+                Listener(listener::outbound(view, *port, *policy))
+            }
+            RowKey::RouteConfiguration { name, inline, servers } => {
                 let inline = inline.as_ref().map(|keys| keys.as_slice());
-                let config = router::route_configuration(view, name, inline, servers);
-                ir::Resource::RouteConfiguration(config)
+                RouteConfiguration(router::route_configuration(view, name, inline, servers))
             }
-            Self::VirtualHost { route_config, domain, rules, servers } => {
-                let host = virtual_host::virtual_host(view, route_config, domain, rules, servers);
-                ir::Resource::VirtualHost(host)
-            }
-            Self::Cluster(key) => ir::Resource::Cluster(Box::new(cluster::cluster(view, key))),
-            Self::Endpoints(key) => ir::Resource::Endpoints(cluster::endpoints(view, key)),
+            RowKey::VirtualHost(key) => VirtualHost(virtual_host::virtual_host(view, key)),
+            RowKey::BuiltIn(which) => Cluster(Box::new(cluster::built_in(view, *which))),
+            RowKey::Cluster(key) => Cluster(Box::new(cluster::cluster(view, key))),
+            RowKey::Endpoints(key) => Endpoints(cluster::endpoints(view, key)),
         }
     }
 
     fn key(&self) -> Key {
-        Key::Row(self.clone())
-    }
-}
-
-// === impl View ===
-
-/// What queries read of the snapshot. Every one of these notes what it read.
-impl<'a> View<'a> {
-    fn mesh(&self) -> Arc<Mesh> {
-        self.get(&MeshSettings)
-    }
-
-    /// Ids of the rows in a bucket, without their content.
-    fn ids<T: crate::snapshot::Indexed>(
-        &self,
-        key: &IndexKey,
-        table: fn(&crate::snapshot::Snapshot) -> &crate::snapshot::Table<T>,
-    ) -> Vec<RowId> {
-        self.note(Fact::Members(key.clone()));
-        table(self.snapshot).find(key).map(|(id, _)| id.clone()).collect()
-    }
-
-    /// Rows in a bucket, with their content, in order.
-    fn bucket<T: crate::snapshot::Indexed>(
-        &self,
-        key: &IndexKey,
-        table: fn(&crate::snapshot::Snapshot) -> &crate::snapshot::Table<T>,
-    ) -> Vec<(RowId, Arc<T>)> {
-        self.note(Fact::Members(key.clone()));
-        let rows = table(self.snapshot).find(key);
-        rows.map(|(id, row)| {
-            self.note(Fact::Row(id.clone()));
-            (id.clone(), Arc::clone(row))
-        })
-        .collect()
-    }
-
-    fn gateway(&self, id: &RowId) -> Option<Arc<Gateway>> {
-        self.note(Fact::Row(id.clone()));
-        self.snapshot.gateways.get(id).map(|(_, row)| Arc::clone(row))
-    }
-
-    fn gateways_named(&self, namespace: &Arc<str>, name: &Arc<str>) -> Vec<(RowId, Arc<Gateway>)> {
-        let key = IndexKey::Gateway(Arc::clone(namespace), Arc::clone(name));
-        self.bucket(&key, |s| &s.gateways)
-    }
-
-    /// Gateways whose selector these labels satisfy, in order.
-    fn gateways_selecting(&self, labels: &BTreeMap<Arc<str>, Arc<str>>) -> Vec<RowId> {
-        let pairs = labels.iter().map(|(k, v)| Some((Arc::clone(k), Arc::clone(v))));
-        let keys = pairs.chain(std::iter::once(None)).map(IndexKey::GatewaySelects);
-        let mut found: Vec<RowId> = keys
-            .flat_map(|key| self.bucket(&key, |s| &s.gateways))
-            .filter(|(_, gateway)| selects(&gateway.selector, labels))
-            .map(|(id, _)| id)
-            .collect();
-        found.sort();
-        found
-    }
-
-    fn rules(&self, id: &RowId) -> Option<Arc<RouteRules>> {
-        self.note(Fact::Row(id.clone()));
-        self.snapshot.rules.get(id).map(|(_, row)| Arc::clone(row))
-    }
-
-    fn rules_of(&self, gateway: &GatewayName) -> Vec<RowId> {
-        self.ids(&IndexKey::RulesOf(gateway.clone()), |s| &s.rules)
-    }
-
-    fn claims(&self, gateway: &GatewayName, host: &Arc<str>) -> Vec<RowId> {
-        self.ids(&IndexKey::Claim(gateway.clone(), Arc::clone(host)), |s| &s.rules)
-    }
-
-    fn visibility_of_rules(&self, head: &Head) -> Visibility {
-        let default = || self.mesh().rules_export_to.of(&head.namespace);
-        head.export_to.clone().unwrap_or_else(default)
-    }
-
-    fn visibility_of_policy(&self, policy: &DestinationPolicy) -> Visibility {
-        let default = || self.mesh().policies_export_to.of(&policy.namespace);
-        policy.export_to.clone().unwrap_or_else(default)
-    }
-
-    fn visibility_of_service(&self, service: &Service) -> Visibility {
-        let default = || self.mesh().services_export_to.of(&service.namespace);
-        service.export_to.clone().unwrap_or_else(default)
-    }
-
-    /// The service of this host; when several declare it, the first in order that clients of this
-    /// namespace see.
-    fn service(&self, host: &Arc<str>, client: &str) -> Option<(RowId, Arc<Service>)> {
-        let key = IndexKey::ServiceHost(Arc::clone(host));
-        self.ids(&key, |s| &s.services).into_iter().find_map(|id| {
-            let row = self.service_by_id(&id)?;
-            self.visibility_of_service(&row).sees(client).then_some((id, row))
-        })
-    }
-
-    fn service_by_id(&self, id: &RowId) -> Option<Arc<Service>> {
-        self.note(Fact::Row(id.clone()));
-        self.snapshot.services.get(id).map(|(_, row)| Arc::clone(row))
-    }
-
-    /// Whether any service's host is `host`, itself maybe a pattern.
-    fn service_exists(&self, host: &Arc<str>) -> bool {
-        let key = if host.starts_with('*') {
-            IndexKey::ServiceBelow(Arc::clone(host))
-        } else {
-            IndexKey::ServiceHost(Arc::clone(host))
-        };
-        !self.ids(&key, |s| &s.services).is_empty()
-    }
-
-    /// Services of a namespace that select these labels, in order.
-    fn services_selecting(
-        &self,
-        namespace: &Arc<str>,
-        labels: &BTreeMap<Arc<str>, Arc<str>>,
-    ) -> Vec<(RowId, Arc<Service>)> {
-        let key = |(k, v): (&Arc<str>, &Arc<str>)| {
-            IndexKey::ServiceSelects(Arc::clone(namespace), Arc::clone(k), Arc::clone(v))
-        };
-        let mut found: Vec<_> = labels
-            .iter()
-            .map(key)
-            .flat_map(|key| self.bucket(&key, |s| &s.services))
-            .filter(|(_, service)| selects(&service.selector, labels))
-            .collect();
-        found.sort_by(|(a, _), (b, _)| a.cmp(b));
-        found
-    }
-
-    fn policies_for(&self, host: &Arc<str>) -> Vec<(RowId, Arc<DestinationPolicy>)> {
-        self.bucket(&IndexKey::Policy(Arc::clone(host)), |s| &s.policies)
-    }
-
-    fn policy(&self, id: &RowId) -> Option<Arc<DestinationPolicy>> {
-        self.note(Fact::Row(id.clone()));
-        self.snapshot.policies.get(id).map(|(_, row)| Arc::clone(row))
-    }
-
-    /// Ids of the slices of a service, in order.
-    fn slices(&self, service: &Service) -> Vec<RowId> {
-        let key = IndexKey::Slice(Arc::clone(&service.namespace), Arc::clone(&service.name));
-        self.ids(&key, |s| &s.slices)
-    }
-
-    fn slice(&self, id: &RowId) -> Option<Arc<EndpointSlice>> {
-        self.note(Fact::Row(id.clone()));
-        self.snapshot.slices.get(id).map(|(_, row)| Arc::clone(row))
-    }
-
-    fn workload(&self, namespace: &Arc<str>, name: &Arc<str>) -> Option<Arc<Workload>> {
-        let key = IndexKey::WorkloadName(Arc::clone(namespace), Arc::clone(name));
-        self.bucket(&key, |s| &s.workloads).into_iter().next().map(|(_, w)| w)
-    }
-
-    fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
-        let key = IndexKey::WorkloadAddress(address);
-        self.bucket(&key, |s| &s.workloads).into_iter().next().map(|(_, w)| w)
-    }
-
-    /// Whether a workload of the namespace carries all these labels; no for an empty selector.
-    fn any_workload(&self, namespace: &Arc<str>, selector: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
-        let Some((key, value)) = selector.iter().next() else { return false };
-        let namespace = Arc::clone(namespace);
-        let key = IndexKey::WorkloadLabel(namespace, Arc::clone(key), Arc::clone(value));
-        let all = self.bucket(&key, |s| &s.workloads);
-        all.iter().any(|(_, workload)| selects(selector, &workload.labels))
+        Key::Row(Arc::clone(self))
     }
 }
 

@@ -10,22 +10,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::client::Client;
 use super::destination::Outcome;
+use super::group::Group;
 use super::rules::{Head, RulesHead};
 use super::virtual_host::BoundRules;
-use super::{ClusterKey, Group, Key, RowKey, Servers, precedence};
+use super::{ClusterKey, HostKey, HostNames, Otherwise, RowKey, RowSet, Servers, precedence};
 use crate::hosts;
 use crate::ir;
 use crate::names;
 use crate::object::Origins;
-use crate::proxy::Role;
-use crate::rows::{GatewayName, HostPattern, HostScope};
+use crate::rows::{GatewayName, HostPattern};
 use crate::snapshot::RowId;
-use crate::track::{Query, View};
-
-/// The rows that a group is to have.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Scope(pub(crate) Group);
+use crate::track::View;
 
 /// A server that opens a port.
 struct Opened {
@@ -43,63 +40,55 @@ struct Plan {
     servers: Servers,
 }
 
-// === impl Scope ===
-
-impl Query for Scope {
-    type Value = BTreeSet<RowKey>;
-
-    fn run(&self, view: &View<'_>) -> BTreeSet<RowKey> {
-        match self.0.role {
-            Role::Router => router(view, &self.0),
-            // Sidecars get nothing yet.
-            Role::Sidecar => BTreeSet::new(),
-        }
-    }
-
-    fn key(&self) -> Key {
-        Key::Scope(self.clone())
-    }
-}
-
-fn router(view: &View<'_>, group: &Group) -> BTreeSet<RowKey> {
-    let mut rows = BTreeSet::new();
+/// The rows of a gateway.
+pub(super) fn rows(
+    view: &View<'_>,
+    group: &Group,
+    gateways: &[RowId],
+    mapped: &BTreeMap<u16, u16>,
+) -> RowSet {
+    let mut rows = RowSet::new();
     let mut missing = BTreeMap::new();
-    for ((bind, port), opened) in ports(view, group) {
+    for ((bind, port), opened) in ports(view, gateways, mapped) {
         let mut servers = Servers::new();
         for server in &opened {
             push_server(&mut servers, server);
         }
         let route_config = names::gateway_route_config(bind, port);
-        rows.insert(RowKey::Listener { bind, port, servers: servers.clone() });
-        let mut inline = Vec::new();
+        rows.insert(Arc::new(RowKey::GatewayListener { bind, port, servers: servers.clone() }));
         for (domain, plan) in domains(view, group, &opened) {
             let Plan { rules, servers } = plan;
             let rules: Vec<BoundRules> = rules.into_iter().map(|(_, bound)| bound).collect();
             for bound in &rules {
                 add_clusters(bound, &mut rows, &mut missing);
             }
-            let route_config = Arc::clone(&route_config);
-            let key = RowKey::VirtualHost { route_config, domain, rules, servers };
-            if group.capabilities.vhds {
-                rows.insert(key);
-            } else {
-                inline.push(key);
-            }
+            rows.insert(Arc::new(RowKey::VirtualHost(HostKey {
+                route_config: Arc::clone(&route_config),
+                domain,
+                names: HostNames::Domain,
+                rules,
+                otherwise: Otherwise::NotFound,
+                servers,
+            })));
         }
-        let inline = (!group.capabilities.vhds).then(|| Arc::new(inline));
-        rows.insert(RowKey::RouteConfiguration { name: route_config, inline, servers });
+        let config = RowKey::RouteConfiguration { name: route_config, inline: None, servers };
+        rows.insert(Arc::new(config));
     }
-    rows.extend(missing.into_values().map(RowKey::Cluster));
+    rows.extend(missing.into_values().map(|key| Arc::new(RowKey::Cluster(key))));
     rows
 }
 
 /// Ports that a group opens, with the servers behind each.
-fn ports(view: &View<'_>, group: &Group) -> BTreeMap<(Option<IpAddr>, u16), Vec<Opened>> {
+fn ports(
+    view: &View<'_>,
+    gateways: &[RowId],
+    mapped: &BTreeMap<u16, u16>,
+) -> BTreeMap<(Option<IpAddr>, u16), Vec<Opened>> {
     let mut ports: BTreeMap<_, Vec<Opened>> = BTreeMap::new();
-    for id in &group.gateways {
+    for id in gateways {
         let Some(gateway) = view.gateway(id) else { continue };
         for server in &gateway.servers {
-            let port = group.ports.get(&server.port).copied().unwrap_or(server.port);
+            let port = mapped.get(&server.port).copied().unwrap_or(server.port);
             ports.entry((server.bind, port)).or_default().push(Opened {
                 gateway: id.clone(),
                 bound: GatewayName::Gateway {
@@ -117,6 +106,7 @@ fn ports(view: &View<'_>, group: &Group) -> BTreeMap<(Option<IpAddr>, u16), Vec<
 
 /// Domains of a port, each with the rules that apply there in order of precedence.
 fn domains(view: &View<'_>, group: &Group, opened: &[Opened]) -> BTreeMap<Arc<str>, Plan> {
+    let client = Client::Namespace(Arc::clone(&group.namespace));
     let mut domains: BTreeMap<Arc<str>, Plan> = BTreeMap::new();
     // The `*` host always exists; without rules of its own it answers 404.
     let fallback = domains.entry(Arc::from("*")).or_default();
@@ -127,7 +117,7 @@ fn domains(view: &View<'_>, group: &Group, opened: &[Opened]) -> BTreeMap<Arc<st
         for id in view.rules_of(&server.bound) {
             let head = view.get(&RulesHead(id.clone()));
             let Some(head) = &*head else { continue };
-            if !view.visibility_of_rules(head).sees(&group.namespace) {
+            if !client.sees(&view.visibility_of_rules(head)) {
                 continue;
             }
             for domain in served_domains(&server.hosts, head) {
@@ -140,7 +130,7 @@ fn domains(view: &View<'_>, group: &Group, opened: &[Opened]) -> BTreeMap<Arc<st
                     None => {
                         let outcome = view.get(&Outcome {
                             rules: id.clone(),
-                            client: Arc::clone(&group.namespace),
+                            client: client.clone(),
                             port: server.declared,
                         });
                         let ports = BTreeSet::from([server.declared]);
@@ -170,9 +160,7 @@ fn push_server(servers: &mut Servers, server: &Opened) {
 pub(super) fn served_domains(patterns: &[HostPattern], head: &Head) -> BTreeSet<Arc<str>> {
     let mut domains = BTreeSet::new();
     for pattern in patterns {
-        if let HostScope::Namespace(namespace) = &pattern.scope
-            && *namespace != head.namespace
-        {
+        if !pattern.admits(&head.namespace) {
             continue;
         }
         domains.extend(head.hosts.iter().filter_map(|h| hosts::intersect(&pattern.host, h)));
@@ -184,7 +172,7 @@ pub(super) fn served_domains(patterns: &[HostPattern], head: &Head) -> BTreeSet<
 /// each is kept, so that the scope holds one of a name.
 fn add_clusters(
     bound: &BoundRules,
-    rows: &mut BTreeSet<RowKey>,
+    rows: &mut RowSet,
     missing: &mut BTreeMap<Arc<str>, ClusterKey>,
 ) {
     for (rule, outcome) in bound.outcome.iter().enumerate() {
@@ -192,9 +180,9 @@ fn add_clusters(
             let Some(cluster) = cluster else { continue };
             if cluster.service.is_some() {
                 if cluster.has_endpoints {
-                    rows.insert(RowKey::Endpoints(cluster.clone()));
+                    rows.insert(Arc::new(RowKey::Endpoints(cluster.clone())));
                 }
-                rows.insert(RowKey::Cluster(cluster.clone()));
+                rows.insert(Arc::new(RowKey::Cluster(cluster.clone())));
                 continue;
             }
             let asked_by = Some((bound.id.clone(), rule, position));
@@ -207,31 +195,14 @@ fn add_clusters(
     }
 }
 
-/// Build a listener.
-pub(super) fn listener(
-    view: &View<'_>,
-    bind: Option<IpAddr>,
-    port: u16,
-    servers: &Servers,
-) -> ir::Listener {
-    ir::Listener {
-        name: names::gateway_listener(bind, port),
-        bind,
-        port,
-        route_config: names::gateway_route_config(bind, port),
-        access_log_file: view.mesh().access_log_file.clone(),
-        origins: origins(servers),
-    }
-}
-
 /// Build a RouteConfiguration.
 pub(super) fn route_configuration(
     view: &View<'_>,
     name: &Arc<str>,
-    inline: Option<&[RowKey]>,
+    inline: Option<&[Arc<RowKey>]>,
     servers: &Servers,
 ) -> ir::RouteConfiguration {
-    let hosts = |keys: &[RowKey]| {
+    let hosts = |keys: &[Arc<RowKey>]| {
         let rows = keys.iter().map(|key| view.get(key));
         rows.filter_map(|row| match &*row {
             ir::Resource::VirtualHost(host) => Some(Arc::new(host.clone())),

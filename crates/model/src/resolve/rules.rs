@@ -2,11 +2,11 @@
 //!
 //! **Invariant:** small values that seldom change, read by scopes instead of the rows themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Key;
-use crate::rows::{GatewayName, Visibility};
+use crate::rows::{GatewayName, HttpAction, HttpRule, Visibility};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -23,6 +23,10 @@ pub(crate) struct Head {
     pub(crate) gateways: Vec<GatewayName>,
     /// None = as the mesh has it.
     pub(crate) export_to: Option<Visibility>,
+    /// Whether it says anything of HTTP.
+    pub(crate) has_http: bool,
+    /// Hosts that it sends to.
+    pub(crate) destinations: BTreeSet<Arc<str>>,
 }
 
 /// Whether any workload of a namespace carries these labels.
@@ -30,6 +34,14 @@ pub(crate) struct Head {
 pub(crate) struct Carried {
     pub(crate) namespace: Arc<str>,
     pub(crate) labels: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+fn destinations(rule: &HttpRule) -> impl Iterator<Item = &Arc<str>> {
+    let destinations = match &rule.action {
+        HttpAction::Forward(forward) => &forward.destinations[..],
+        HttpAction::Redirect(_) => &[],
+    };
+    destinations.iter().map(|d| &d.destination.host)
 }
 
 // === impl RulesHead ===
@@ -45,6 +57,8 @@ impl Query for RulesHead {
             hosts: rules.hosts.clone(),
             gateways: rules.gateways.clone(),
             export_to: rules.export_to.clone(),
+            has_http: !rules.http.is_empty(),
+            destinations: rules.http.iter().flat_map(destinations).cloned().collect(),
         })
     }
 

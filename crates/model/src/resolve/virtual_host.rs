@@ -7,14 +7,18 @@
 //! that a second rule list for the same host can still be reached.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::router::origins;
-use super::{ClusterKey, Servers};
+use super::{ClusterKey, HostKey, HostNames, Otherwise};
 use crate::ir::{self, Action, PathMatch, RedirectTo, Route, RouteMatch, WeightedCluster};
 use crate::names;
 use crate::object::Origins;
-use crate::rows::{HttpAction, HttpMatch, HttpRule, Mesh, StringMatch, WeightedDestination};
+use crate::rows::{
+    HttpAction, HttpMatch, HttpRule, Mesh, OutboundPolicy, RetryPolicy, Rewrite, Service,
+    StringMatch, WeightedDestination,
+};
 use crate::snapshot::RowId;
 use crate::track::View;
 
@@ -29,39 +33,93 @@ pub struct BoundRules {
     pub outcome: Arc<Vec<Vec<Option<ClusterKey>>>>,
 }
 
-/// Build the virtual host of a domain.
-pub(super) fn virtual_host(
-    view: &View<'_>,
-    route_config: &Arc<str>,
-    domain: &Arc<str>,
-    bound_rules: &[BoundRules],
-    servers: &Servers,
-) -> ir::VirtualHost {
+/// Build the virtual host of a key.
+pub(super) fn virtual_host(view: &View<'_>, key: &HostKey) -> ir::VirtualHost {
+    let HostKey { route_config, domain, names: host_names, rules, otherwise, servers } = key;
     let mesh = view.mesh();
+    let mut domains = vec![Arc::clone(domain)];
+    let mut service = None;
+    if let HostNames::Service { id, own } = host_names {
+        service = Some(id);
+        domains.extend(aliases(view, id, domain, *own));
+    }
     let mut routes = Vec::new();
     let mut all = Origins::default();
-    for bound in bound_rules {
+    for bound in rules {
         all.push(bound.id.origin("spec.hosts"));
-        let Some(rules) = view.rules(&bound.id) else { continue };
-        for (rule, outcome) in rules.http.iter().zip(bound.outcome.iter()) {
+        let Some(list) = view.rules(&bound.id) else { continue };
+        for (rule, outcome) in list.http.iter().zip(bound.outcome.iter()) {
             for condition in conditions(rule, &bound.ports) {
                 routes.push(route(&mesh, &bound.id, rule, outcome, condition));
             }
         }
     }
-    if bound_rules.len() > 1 {
+    if rules.len() > 1 {
         routes.sort_by_key(|r: &Route| r.matcher.is_everything());
     }
-    for origin in origins(servers).0 {
+    if rules.is_empty() {
+        routes.extend(fallback(&mesh, otherwise));
+    }
+    let service = service.map(|id| id.origin(""));
+    for origin in origins(servers).0.into_iter().chain(service) {
         all.push(origin);
     }
     ir::VirtualHost {
         route_config: Arc::clone(route_config),
         name: names::virtual_host(route_config, domain),
-        domains: vec![Arc::clone(domain)],
+        domains,
         routes,
         origins: all,
     }
+}
+
+/// Other names of a service's host, and its addresses. Its bare name means it only in its own
+/// namespace.
+fn aliases(view: &View<'_>, id: &RowId, host: &str, own: bool) -> Vec<Arc<str>> {
+    let Some(service) = view.service_by_id(id) else { return Vec::new() };
+    let Service { name, namespace, addresses, .. } = &*service;
+    let mut out: Vec<Arc<str>> = Vec::new();
+    let qualified = format!("{name}.{namespace}");
+    if host.strip_prefix(&*qualified).is_some_and(|rest| rest.starts_with(".svc.")) {
+        if own {
+            out.push(Arc::clone(name));
+        }
+        out.push(Arc::from(format!("{qualified}.svc")));
+        out.push(Arc::from(qualified));
+    }
+    let text = |address: &IpAddr| match address {
+        IpAddr::V4(address) => Arc::from(address.to_string()),
+        IpAddr::V6(address) => Arc::from(format!("[{address}]")),
+    };
+    out.extend(addresses.iter().map(text));
+    out
+}
+
+/// The route of a host for which no rules are in force; none = 404.
+fn fallback(mesh: &Mesh, otherwise: &Otherwise) -> Option<Route> {
+    let forward = |cluster: &Arc<str>, retries| Action::Forward {
+        clusters: vec![WeightedCluster {
+            cluster: Arc::clone(cluster),
+            weight: 1,
+            origins: Origins::default(),
+        }],
+        rewrite: Rewrite::default(),
+        timeout: None,
+        retries,
+    };
+    let (name, action) = match otherwise {
+        Otherwise::NotFound => return None,
+        Otherwise::Cluster(key) => ("default", forward(&key.name, mesh.default_retry.clone())),
+        Otherwise::Policy(OutboundPolicy::AllowAny) => {
+            let never = RetryPolicy { attempts: 0, ..RetryPolicy::default() };
+            ("allow_any", forward(&Arc::from(names::PASSTHROUGH), never))
+        }
+        Otherwise::Policy(OutboundPolicy::RegistryOnly) => {
+            ("block_all", Action::Respond { status: 502 })
+        }
+    };
+    let origins = Origins::default();
+    Some(Route { name: Some(name.into()), matcher: RouteMatch::everything(), action, origins })
 }
 
 /// The conditions of a rule that can hold on these ports; one empty condition where it has none.

@@ -51,3 +51,15 @@ pub struct Gateway {
     /// Its HTTP servers, in declared order.
     pub servers: Vec<Server>,
 }
+
+// === impl HostPattern ===
+
+impl HostPattern {
+    /// Whether objects of a namespace may use the host.
+    pub fn admits(&self, namespace: &str) -> bool {
+        match &self.scope {
+            HostScope::Any => true,
+            HostScope::Namespace(own) => **own == *namespace,
+        }
+    }
+}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::routing::RetryPolicy;
+use super::scope::OutboundPolicy;
 use super::visibility::DefaultVisibility;
 
 /// Settings of the whole mesh. Source: MeshConfig.
@@ -22,6 +23,9 @@ pub struct Mesh {
     /// File that proxies write access logs to. Shape: none = no access log. Source:
     /// `accessLogFile`.
     pub access_log_file: Option<Arc<str>>,
+    /// What becomes of requests to hosts that nothing declares. Source:
+    /// `outboundTrafficPolicy.mode`.
+    pub outbound: OutboundPolicy,
     /// Who sees rules that do not say. Source: `defaultVirtualServiceExportTo`.
     pub rules_export_to: DefaultVisibility,
     /// Who sees policies that do not say. Source: `defaultDestinationRuleExportTo`.
@@ -40,6 +44,7 @@ impl Default for Mesh {
             connect_timeout: Duration::from_secs(10),
             default_retry: RetryPolicy::default(),
             access_log_file: None,
+            outbound: OutboundPolicy::default(),
             rules_export_to: DefaultVisibility::Everyone,
             policies_export_to: DefaultVisibility::Everyone,
             services_export_to: DefaultVisibility::Everyone,

@@ -9,6 +9,7 @@ mod gateway;
 mod mesh;
 mod policy;
 mod routing;
+mod scope;
 mod service;
 mod visibility;
 mod workload;
@@ -24,6 +25,7 @@ pub use routing::{
     QueryMatch, Redirect, RetryBackOff, RetryPolicy, Rewrite, RouteRules, StringMatch, UriRewrite,
     WeightedDestination,
 };
+pub use scope::{OutboundPolicy, SidecarScope};
 pub use service::{Endpoint, EndpointSlice, Protocol, Service, ServicePort, SlicePort, TargetPort};
 pub use visibility::{DefaultVisibility, Visibility};
-pub use workload::{Namespace, Workload};
+pub use workload::{Locality, Namespace, Node, Workload};

@@ -56,6 +56,8 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// Short name, by which endpoint slices refer to it.
     pub name: Arc<str>,
+    /// Addresses that clients use for all of it; none when it has only those of its endpoints.
+    pub addresses: Vec<IpAddr>,
     /// Ports in declared order.
     pub ports: Vec<ServicePort>,
     /// Labels of its workloads; empty = endpoints are given otherwise.
@@ -84,6 +86,10 @@ pub struct Endpoint {
     pub draining: bool,
     /// Name of the workload behind it, in the slice's namespace.
     pub workload: Option<Arc<str>>,
+    /// The node it runs on.
+    pub node: Option<Arc<str>>,
+    /// Its zone, where nothing more is known of the node.
+    pub zone: Option<Arc<str>>,
 }
 
 /// Some of the endpoints of one service.
@@ -97,4 +103,16 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// The endpoints.
     pub endpoints: Vec<Endpoint>,
+}
+
+// === impl Protocol ===
+
+impl Protocol {
+    /// Whether requests on such a port are routed by host: everything that is, or may be, HTTP.
+    pub fn is_http(self) -> bool {
+        match self {
+            Self::Http | Self::Http2 | Self::Unknown => true,
+            Self::Tcp | Self::Tls | Self::Udp => false,
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Workloads and the namespaces they live in.
+//! Workloads, the namespaces they live in and the nodes they run on.
 //!
 //! **Invariant:** only what routing reads of a Pod is here.
 
@@ -21,6 +21,28 @@ pub struct Workload {
     pub service_account: Arc<str>,
     /// Container ports that have a name.
     pub named_ports: BTreeMap<Arc<str>, u16>,
+    /// The node it runs on.
+    pub node: Option<Arc<str>>,
+}
+
+/// Where something runs; empty parts are not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Locality {
+    /// Region.
+    pub region: Arc<str>,
+    /// Zone.
+    pub zone: Arc<str>,
+    /// Part of a zone.
+    pub subzone: Arc<str>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// Name.
+    pub name: Arc<str>,
+    /// Where it is.
+    pub locality: Locality,
 }
 
 /// A namespace.

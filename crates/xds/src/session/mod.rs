@@ -232,7 +232,7 @@ impl Session {
         state.empty_answer =
             resource_type != ResourceType::VirtualHost && state.held.len() == 0 && !state.answered;
         if let Some(view) = view {
-            let names = view.resources(resource_type).keys().cloned();
+            let names = view.resources(resource_type).map(|(name, _)| name.clone());
             state.todo.extend(names);
         }
     }

@@ -394,7 +394,7 @@ fn r83_responses_are_equal_in_whatever_order_the_resources_were_given() {
         proxy.ask(Cds, &[]);
         proxy.ack_all();
         proxy.publish(|edit| {
-            let add = |edit: xds::ScopeEdit, i| edit.set(resource(Cds, &name(i), 1));
+            let add = |edit: xds::LayerEdit, i| edit.set(resource(Cds, &name(i), 1));
             order.into_iter().fold(edit, add)
         });
         let response = proxy.written().remove(0);

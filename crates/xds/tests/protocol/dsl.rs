@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xds::{
-    DeltaRequest, EncodedResource, Notice, Publication, ResourceRef, ResourceType, Response,
-    ScopeEdit, ScopeId, ScopeView, Session, Settings, TypeStatus,
+    DeltaRequest, EncodedResource, Layer, LayerEdit, Notice, Publication, ResourceRef,
+    ResourceType, Response, ScopeId, ScopeView, Session, Settings, TypeStatus,
 };
 
 pub(crate) use ResourceType::{
@@ -43,8 +43,17 @@ pub(crate) fn view(resources: impl IntoIterator<Item = EncodedResource>) -> Arc<
     Arc::new(ScopeView::new(resources.into_iter().map(Arc::new)))
 }
 
+/// A view with its one layer edited.
+pub(crate) fn edited(
+    view: &ScopeView,
+    edit: impl FnOnce(LayerEdit) -> LayerEdit,
+) -> Arc<ScopeView> {
+    let layer = view.layers().first().map_or_else(|| Layer::default().edit(), |l| l.edit());
+    Arc::new(ScopeView::of(vec![Arc::new(edit(layer).build())]))
+}
+
 pub(crate) fn publication(revision: u64, view: Arc<ScopeView>) -> Publication {
-    Publication { revision, scopes: [(ScopeId(0), view)].into() }
+    Publication { revision, scopes: Arc::new([(ScopeId(0), view)].into()) }
 }
 
 /// The version text of a resource, as a reconnecting proxy reports it.
@@ -80,7 +89,7 @@ impl Proxy {
     pub(crate) fn settled(resources: impl IntoIterator<Item = EncodedResource>) -> Self {
         let mut proxy = Self::offered(resources);
         for resource_type in ResourceType::ALL {
-            let offered = proxy.view.resources(resource_type).keys();
+            let offered = proxy.view.resources(resource_type).map(|(name, _)| name);
             let names: Vec<_> = offered.map(|n| n.to_string()).collect();
             if resource_type.is_wildcard_capable() {
                 proxy.ask(resource_type, &[]);
@@ -141,8 +150,8 @@ impl Proxy {
     }
 
     /// Change what the scope offers.
-    pub(crate) fn publish(&mut self, edit: impl FnOnce(ScopeEdit) -> ScopeEdit) {
-        self.view = Arc::new(edit(self.view.edit_shared()).build());
+    pub(crate) fn publish(&mut self, edit: impl FnOnce(LayerEdit) -> LayerEdit) {
+        self.view = edited(&self.view, edit);
         self.session.on_view(self.now, &self.view);
     }
 

@@ -322,7 +322,7 @@ impl Envoy {
     fn check_converged(&mut self) {
         let view = self.view.clone();
         for t in [Cds, Lds, Rds, Vhds] {
-            let offered = view.resources(t).iter();
+            let offered = view.resources(t);
             let wanted = offered.filter(|(name, _)| match t {
                 Rds => self.routes.contains(&***name),
                 Vhds => self.routes.contains(name.split_once('/').unwrap().0),
@@ -333,7 +333,7 @@ impl Envoy {
             assert_eq!(held.collect::<BTreeMap<_, _>>(), wanted, "{t} held");
             assert_eq!(self.session.held(t), wanted, "{t} believed to be held");
         }
-        for name in view.resources(Cds).keys() {
+        for (name, _) in view.resources(Cds) {
             let held = &self.held[&Eds][name];
             match view.get(Eds, name) {
                 Some(offered) => assert_eq!(held.version(), offered.version()),

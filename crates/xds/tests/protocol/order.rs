@@ -27,7 +27,7 @@ fn r69_one_change_of_all_types_goes_out_in_push_order() {
     let names = [(Cds, "c"), (Eds, "c"), (Lds, "l"), (Rds, "r"), (Sds, "s")];
     let mut proxy = Proxy::settled(names.map(|(t, n)| resource(t, n, 1)));
     proxy.publish(|v| {
-        let add = |v: xds::ScopeEdit, (t, n)| v.set(resource(t, n, 2));
+        let add = |v: xds::LayerEdit, (t, n)| v.set(resource(t, n, 2));
         names.into_iter().rev().fold(v, add)
     });
     assert_eq!(types(&proxy.written()), [Cds, Eds, Lds, Rds, Sds]);

@@ -367,7 +367,7 @@ async fn a_stream_follows_its_proxy_into_another_scope() {
     let response = client.response().await;
     client.ack(&response, None).await;
     let mut both = (*server.gate.publisher.load()).clone();
-    both.scopes.insert(ScopeId(1), view([resource(Cds, "d", 1)]));
+    Arc::make_mut(&mut both.scopes).insert(ScopeId(1), view([resource(Cds, "d", 1)]));
     server.gate.publisher.publish(both);
     server.gate.scope.send_replace(Some(ScopeId(1)));
     let added = client.response().await;

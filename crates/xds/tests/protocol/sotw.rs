@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use xds::{EncodedResource, ResourceType, Response, ScopeEdit, ScopeView, Settings, SotwRequest};
+use xds::{EncodedResource, LayerEdit, ResourceType, Response, ScopeView, Settings, SotwRequest};
 
 use super::dsl::*;
 
@@ -47,8 +47,8 @@ impl Client {
         self.session.on_request(Duration::ZERO, resource_type, request);
     }
 
-    fn publish(&mut self, edit: impl FnOnce(ScopeEdit) -> ScopeEdit) {
-        self.view = Arc::new(edit(self.view.edit_shared()).build());
+    fn publish(&mut self, edit: impl FnOnce(LayerEdit) -> LayerEdit) {
+        self.view = edited(&self.view, edit);
         self.session.on_view(Duration::ZERO, &self.view);
     }
 

@@ -1,15 +1,25 @@
 //! The engine: keeps the snapshot and says what changed for whom.
 //!
 //! In: batches of changed objects and of proxies that came and went. Out: an `Update`: resources
-//! whose content differs, scopes whose members differ, proxies that moved to another scope.
+//! whose content differs, layers whose members differ, scopes as stacks of layers, proxies that
+//! moved to another scope.
 //!
 //! One batch, start to end: `Snapshot::apply` gives the facts that differ. `Graph::propagate` runs
-//! the queries that read them (the algorithm stands in `track`). Proxies whose group differs move;
-//! groups whose scope differs gain and lose rows; rows whose value differs are reported. What no
-//! proxy and no scope wants any more is forgotten.
+//! the queries that read them (the algorithm stands in `track`). Hosts whose views differ are
+//! counted anew (`public`). Proxies whose group differs move; groups whose own rows differ gain and
+//! lose some; rows whose value differs are reported. What no proxy and no layer wants any more is
+//! forgotten.
+//!
+//! A scope is a stack of layers: what everybody gets, what is different in a namespace, what the
+//! group has of its own. An upper layer may hide what a lower one sets. Gateways, and sidecars whose
+//! hosts are narrowed, have the last layer only.
 //!
 //! **Invariant:** the output is a function of the objects and proxies, never of their history;
-//! only the numbers given to resources and scopes depend on it, and no bytes depend on those.
+//! only the numbers given to resources, layers and scopes depend on it, and no bytes depend on
+//! those.
+
+mod held;
+mod public;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,9 +29,14 @@ use foldhash::HashMap;
 use crate::ir;
 use crate::problem::Problem;
 use crate::proxy::Proxy;
-use crate::resolve::{Group, GroupOf, Key, LintPolicy, LintRules, RowKey, Scope};
-use crate::snapshot::{Change, RowId, Snapshot};
+use crate::resolve::{
+    BaseView, Group, GroupOf, GroupRole, Key, LintPolicy, LintRules, RowSet, Scope, SidecarRows,
+};
+use crate::rows::GatewayName;
+use crate::snapshot::{Change, IndexKey, RowId, Snapshot};
 use crate::track::{Graph, Query, Ran};
+use held::HeldRows;
+use public::Public;
 
 /// Names a connected proxy: one stream, one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,6 +45,10 @@ pub struct ProxyKey(pub u64);
 /// Names a scope: a set of resources that some proxies are to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ScopeId(pub u32);
+
+/// Names a layer: a set of resources that scopes share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId(pub u32);
 
 /// Names a resource; several may have one name on the wire, never within one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,12 +74,27 @@ pub struct Update {
     pub resources: Vec<(ResourceId, Option<Arc<ir::Resource>>)>,
     /// Resources whose content is what it was, and whose origins may be other ones.
     pub refreshed: Vec<(ResourceId, Arc<ir::Resource>)>,
-    /// Scopes whose members differ; none = gone.
-    pub scopes: Vec<(ScopeId, Option<Arc<BTreeSet<ResourceId>>>)>,
+    /// Layers whose members differ; none = gone.
+    pub layers: Vec<(LayerId, Option<LayerDiff>)>,
+    /// Scopes that are new or gone, with their layers, lowest first.
+    pub scopes: Vec<(ScopeId, Option<Vec<LayerId>>)>,
     /// Proxies and the scope they have from now on.
     pub assigned: Vec<(ProxyKey, ScopeId)>,
     /// Queries that ran again, in order.
     pub ran: Vec<Ran>,
+}
+
+/// How the members of a layer differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LayerDiff {
+    /// Resources that it sets from now on.
+    pub set: Vec<ResourceId>,
+    /// Resources that it set.
+    pub unset: Vec<ResourceId>,
+    /// Resources of lower layers that it hides from now on.
+    pub hidden: Vec<ResourceId>,
+    /// Resources that it hid.
+    pub unhidden: Vec<ResourceId>,
 }
 
 /// The engine; one writer.
@@ -68,13 +102,14 @@ pub struct Update {
 pub struct Engine {
     snapshot: Snapshot,
     graph: Graph,
-    proxies: BTreeMap<ProxyKey, (Arc<Proxy>, Option<Group>)>,
+    proxies: BTreeMap<ProxyKey, (Arc<Proxy>, Option<Arc<Group>>)>,
     /// Streams of equal proxies.
     streams: HashMap<Arc<Proxy>, BTreeSet<ProxyKey>>,
-    groups: BTreeMap<Group, Members>,
-    rows: HashMap<RowKey, Held>,
+    groups: BTreeMap<Arc<Group>, Members>,
+    public: Option<Public>,
+    held: HeldRows,
     problems: BTreeMap<RowId, Arc<BTreeSet<Problem>>>,
-    next_resource: u64,
+    next_layer: u32,
     next_scope: u32,
 }
 
@@ -82,13 +117,24 @@ pub struct Engine {
 struct Members {
     id: ScopeId,
     proxies: BTreeSet<ProxyKey>,
-    rows: Arc<BTreeSet<RowKey>>,
+    /// The layer that is its own, and what is in it.
+    layer: LayerId,
+    rows: Arc<RowSet>,
 }
 
-/// A row and the number of scopes that hold it.
-struct Held {
-    id: ResourceId,
-    scopes: usize,
+// === impl Update ===
+
+impl Update {
+    fn add_diff(&mut self, layer: LayerId, diff: LayerDiff) {
+        if diff != LayerDiff::default() {
+            self.layers.push((layer, Some(diff)));
+        }
+    }
+
+    fn drop_layer(&mut self, layer: LayerId) {
+        self.layers.retain(|(known, _)| *known != layer);
+        self.layers.push((layer, None));
+    }
 }
 
 // === impl Engine ===
@@ -102,15 +148,28 @@ impl Engine {
     /// Apply a batch and say what differs.
     pub fn apply(&mut self, batch: Batch) -> Update {
         let Batch { changes, connected, disconnected } = batch;
-        // A row that one scope drops and another takes in the same batch gets a new number.
-        let first_new = self.next_resource;
+        self.held.begin();
         let facts = self.snapshot.apply(changes);
         let mut update = Update { touched: !facts.rows.is_empty(), ..Update::default() };
         let rows: Vec<RowId> = facts.rows.iter().cloned().collect();
+        let mut hosts: BTreeSet<Arc<str>> =
+            facts.members.iter().filter_map(outbound_host).cloned().collect();
         update.ran = self.graph.propagate(&self.snapshot, facts);
         let changed: Vec<Key> =
             update.ran.iter().filter(|r| r.differs).map(|r| r.key.clone()).collect();
         self.lint(&rows, &changed);
+        if let Some(public) = &mut self.public {
+            for key in &changed {
+                match key {
+                    Key::HostViews(views) => drop(hosts.insert(Arc::clone(&views.0))),
+                    Key::BaseView(BaseView(_)) => public.rebase(&self.graph, &self.snapshot),
+                    _ => {}
+                }
+            }
+            for host in &hosts {
+                public.revisit(host, &self.graph, &self.snapshot);
+            }
+        }
         for key in disconnected {
             self.disconnect(key, &mut update);
         }
@@ -132,16 +191,25 @@ impl Engine {
                 self.rescope(group, &mut update);
             }
         }
+        if self.public.as_ref().is_some_and(Public::is_unused)
+            && let Some(public) = self.public.take()
+        {
+            public.close(&self.graph, &mut self.held, &mut update);
+        }
+        if let Some(public) = &mut self.public {
+            public.settle(&self.graph, &self.snapshot, &mut self.held, &mut update);
+        }
         for Ran { key, differs } in &update.ran {
             let Key::Row(row) = key else { continue };
-            let Some(held) = self.rows.get(row).filter(|h| h.id.0 < first_new) else { continue };
+            let Some(id) = self.held.old_id(row) else { continue };
             let Some(value) = self.graph.peek(row) else { continue };
             if *differs {
-                update.resources.push((held.id, Some(value)));
+                update.resources.push((id, Some(value)));
             } else {
-                update.refreshed.push((held.id, value));
+                update.refreshed.push((id, value));
             }
         }
+        self.held.settle(&self.graph, &mut update);
         self.graph.sweep();
         update
     }
@@ -153,7 +221,15 @@ impl Engine {
 
     /// Every resource that some scope holds, with its origins as they are now.
     pub fn resources(&self) -> impl Iterator<Item = (ResourceId, Arc<ir::Resource>)> {
-        self.rows.iter().filter_map(|(key, held)| Some((held.id, self.graph.peek(key)?)))
+        self.held.iter().filter_map(|(key, id)| Some((id, self.graph.peek(key)?)))
+    }
+
+    /// Every resource of a proxy.
+    pub fn resources_of(&self, key: ProxyKey) -> BTreeMap<ResourceId, Arc<ir::Resource>> {
+        let group = self.proxies.get(&key).and_then(|(_, group)| group.as_ref());
+        let rows = group.map(|group| self.rows_of(group)).unwrap_or_default();
+        let entry = |row| Some((self.held.id(row)?, self.graph.peek(row)?));
+        rows.iter().filter_map(entry).collect()
     }
 
     /// Compare with a fresh engine that is given the same objects and proxies at once: every
@@ -171,15 +247,17 @@ impl Engine {
                 out.push(format!("group of {}: {group:?}, should be {wanted:?}", proxy.id));
             }
         }
-        for (group, members) in &fresh.groups {
-            let rows = self.groups.get(group).map(|m| &m.rows);
-            if rows != Some(&members.rows) {
-                let query = Scope(group.clone());
-                let missed = self.graph.missed(&fresh.graph, &query.key());
+        for group in fresh.groups.keys() {
+            let (rows, wanted) = (self.rows_of(group), fresh.rows_of(group));
+            if rows != wanted {
+                let missed = self.graph.missed(&fresh.graph, &Scope(Arc::clone(group)).key());
                 out.push(format!("scope of {group:?}; not noted: {missed:?}"));
             }
+            if wanted != fresh.summed(group) {
+                out.push(format!("scope of {group:?} is not the sum of the views of its hosts"));
+            }
         }
-        for row in fresh.rows.keys() {
+        for (row, _) in fresh.held.iter() {
             let (have, wanted) = (self.graph.peek(row), fresh.graph.peek(row));
             if have != wanted {
                 let missed = self.graph.missed(&fresh.graph, &row.key());
@@ -242,86 +320,114 @@ impl Engine {
     fn assign(&mut self, key: ProxyKey, update: &mut Update) {
         let Some((proxy, old)) = self.proxies.get(&key).cloned() else { return };
         let group = self.graph.want(&self.snapshot, &GroupOf(proxy));
-        if old.as_ref() == Some(&*group) {
+        if old.as_ref() == Some(&group) {
             return;
         }
         if !self.groups.contains_key(&group) {
-            let id = ScopeId(self.next_scope);
-            self.next_scope += 1;
-            let members = Members { id, proxies: BTreeSet::new(), rows: Arc::default() };
-            self.groups.insert((*group).clone(), members);
-            update.scopes.push((id, Some(Arc::default())));
-            self.rescope(&group, update);
+            self.open(&group, update);
         }
         if let Some(members) = self.groups.get_mut(&group) {
             members.proxies.insert(key);
             update.assigned.push((key, members.id));
         }
         if let Some((_, assigned)) = self.proxies.get_mut(&key) {
-            *assigned = Some((*group).clone());
+            *assigned = Some(group);
         }
         if let Some(old) = old {
             self.leave(key, &old, update);
         }
     }
 
-    fn leave(&mut self, key: ProxyKey, group: &Group, update: &mut Update) {
+    /// The first proxy of a group is there.
+    fn open(&mut self, group: &Arc<Group>, update: &mut Update) {
+        let mut new_layer = || {
+            self.next_layer += 1;
+            LayerId(self.next_layer)
+        };
+        let mut layers = Vec::new();
+        if group.shares() {
+            let public = self
+                .public
+                .get_or_insert_with(|| Public::new(new_layer(), &self.graph, &self.snapshot));
+            layers.extend([public.id, public.join(&group.namespace, &mut new_layer)]);
+        }
+        let layer = new_layer();
+        layers.push(layer);
+        let id = ScopeId(self.next_scope);
+        self.next_scope += 1;
+        let members = Members { id, proxies: BTreeSet::new(), layer, rows: Arc::default() };
+        self.groups.insert(Arc::clone(group), members);
+        update.scopes.push((id, Some(layers)));
+        self.rescope(group, update);
+    }
+
+    fn leave(&mut self, key: ProxyKey, group: &Arc<Group>, update: &mut Update) {
         let Some(members) = self.groups.get_mut(group) else { return };
         members.proxies.remove(&key);
         if !members.proxies.is_empty() {
             return;
         }
         let Some(members) = self.groups.remove(group) else { return };
-        self.graph.release(&Scope(group.clone()).key());
+        self.graph.release(&Scope(Arc::clone(group)).key());
         for row in members.rows.iter() {
-            self.drop_row(row, update);
+            self.held.let_go(row);
+        }
+        update.drop_layer(members.layer);
+        if group.shares()
+            && let Some(public) = &mut self.public
+        {
+            public.leave(&group.namespace, &mut self.held, update);
         }
         update.scopes.retain(|(id, _)| *id != members.id);
         update.scopes.push((members.id, None));
     }
 
-    /// Bring the members of a group's scope up to date.
-    fn rescope(&mut self, group: &Group, update: &mut Update) {
-        let Some(members) = self.groups.get(group) else { return };
-        let (id, old) = (members.id, Arc::clone(&members.rows));
-        let new = self.graph.want(&self.snapshot, &Scope(group.clone()));
+    /// Bring the rows that a group has of its own up to date.
+    fn rescope(&mut self, group: &Arc<Group>, update: &mut Update) {
+        let Some(members) = self.groups.get_mut(group) else { return };
+        let new = self.graph.want(&self.snapshot, &Scope(Arc::clone(group)));
+        let old = std::mem::replace(&mut members.rows, Arc::clone(&new));
+        let layer = members.layer;
+        let mut diff = LayerDiff::default();
         for row in new.difference(&old) {
-            self.hold_row(row, update);
+            diff.set.push(self.held.hold(row, &self.graph, &self.snapshot, update));
         }
         for row in old.difference(&new) {
-            self.drop_row(row, update);
+            diff.unset.extend(self.held.let_go(row));
         }
-        let ids = new.iter().filter_map(|row| self.rows.get(row).map(|held| held.id));
-        let ids: BTreeSet<ResourceId> = ids.collect();
-        if *new != *old {
-            update.scopes.retain(|(listed, _)| *listed != id);
-            update.scopes.push((id, Some(Arc::new(ids))));
-        }
-        if let Some(members) = self.groups.get_mut(group) {
-            members.rows = new;
-        }
+        update.add_diff(layer, diff);
     }
 
-    fn hold_row(&mut self, row: &RowKey, update: &mut Update) {
-        if let Some(held) = self.rows.get_mut(row) {
-            held.scopes += 1;
-            return;
+    /// The rows of a group.
+    fn rows_of(&self, group: &Arc<Group>) -> RowSet {
+        let own = self.groups.get(group).map(|members| Arc::clone(&members.rows));
+        let mut rows = own.as_deref().cloned().unwrap_or_default();
+        if group.shares()
+            && let Some(public) = &self.public
+        {
+            rows.extend(public.rows(&group.namespace));
         }
-        let id = ResourceId(self.next_resource);
-        self.next_resource += 1;
-        self.rows.insert(row.clone(), Held { id, scopes: 1 });
-        let value = self.graph.want(&self.snapshot, row);
-        update.resources.push((id, Some(value)));
+        rows
     }
 
-    fn drop_row(&mut self, row: &RowKey, update: &mut Update) {
-        let Some(held) = self.rows.get_mut(row) else { return };
-        held.scopes -= 1;
-        if held.scopes == 0 {
-            update.resources.retain(|(id, _)| *id != held.id);
-            update.resources.push((held.id, None));
-            self.rows.remove(row);
-            self.graph.release(&row.key());
+    /// The rows of a group, computed as if it shared nothing.
+    fn summed(&self, group: &Arc<Group>) -> RowSet {
+        let own = self.groups.get(group).map(|members| Arc::clone(&members.rows));
+        let mut rows = own.as_deref().cloned().unwrap_or_default();
+        if group.shares()
+            && let GroupRole::Sidecar { viewer } = &group.role
+        {
+            let all = SidecarRows(viewer.clone());
+            rows.extend(self.graph.want(&self.snapshot, &all).iter().cloned());
         }
+        rows
+    }
+}
+
+/// The host that an index bucket is of, if sidecars may have it.
+fn outbound_host(key: &IndexKey) -> Option<&Arc<str>> {
+    match key {
+        IndexKey::ServiceHost(host) | IndexKey::Claim(GatewayName::Mesh, host) => Some(host),
+        _ => None,
     }
 }

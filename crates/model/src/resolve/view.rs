@@ -1,0 +1,261 @@
+//! What queries read of the snapshot.
+//!
+//! **Invariant:** every one of these notes what it read: the rows whose content it saw, and the
+//! buckets whose members it listed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::client::Client;
+use super::rules::Head;
+use super::{MeshSettings, RulesHead, selects};
+use crate::hosts;
+use crate::rows::{
+    DestinationPolicy, EndpointSlice, Gateway, GatewayName, HostPattern, HostScope, Mesh, Node,
+    RouteRules, Service, SidecarScope, Visibility, Workload,
+};
+use crate::snapshot::{IndexKey, Indexed, RowId, Snapshot, Table};
+use crate::track::{Fact, View};
+
+// === impl View ===
+
+impl View<'_> {
+    pub(super) fn mesh(&self) -> Arc<Mesh> {
+        self.get(&MeshSettings)
+    }
+
+    /// Ids of the rows in a bucket, without their content.
+    pub(super) fn ids<T: Indexed>(
+        &self,
+        key: &IndexKey,
+        table: fn(&Snapshot) -> &Table<T>,
+    ) -> Vec<RowId> {
+        self.note(Fact::Members(key.clone()));
+        table(self.snapshot).find(key).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Rows in a bucket, with their content, in order.
+    pub(super) fn bucket<T: Indexed>(
+        &self,
+        key: &IndexKey,
+        table: fn(&Snapshot) -> &Table<T>,
+    ) -> Vec<(RowId, Arc<T>)> {
+        self.note(Fact::Members(key.clone()));
+        let rows = table(self.snapshot).find(key);
+        rows.map(|(id, row)| {
+            self.note(Fact::Row(id.clone()));
+            (id.clone(), Arc::clone(row))
+        })
+        .collect()
+    }
+
+    pub(super) fn gateway(&self, id: &RowId) -> Option<Arc<Gateway>> {
+        self.note(Fact::Row(id.clone()));
+        self.snapshot.gateways.get(id).map(|(_, row)| Arc::clone(row))
+    }
+
+    pub(super) fn gateways_named(
+        &self,
+        namespace: &Arc<str>,
+        name: &Arc<str>,
+    ) -> Vec<(RowId, Arc<Gateway>)> {
+        let key = IndexKey::Gateway(Arc::clone(namespace), Arc::clone(name));
+        self.bucket(&key, |s| &s.gateways)
+    }
+
+    /// Gateways whose selector these labels satisfy, in order.
+    pub(super) fn gateways_selecting(&self, labels: &BTreeMap<Arc<str>, Arc<str>>) -> Vec<RowId> {
+        let pairs = labels.iter().map(|(k, v)| Some((Arc::clone(k), Arc::clone(v))));
+        let keys = pairs.chain(std::iter::once(None)).map(IndexKey::GatewaySelects);
+        let mut found: Vec<RowId> = keys
+            .flat_map(|key| self.bucket(&key, |s| &s.gateways))
+            .filter(|(_, gateway)| selects(&gateway.selector, labels))
+            .map(|(id, _)| id)
+            .collect();
+        found.sort();
+        found
+    }
+
+    pub(super) fn rules(&self, id: &RowId) -> Option<Arc<RouteRules>> {
+        self.note(Fact::Row(id.clone()));
+        self.snapshot.rules.get(id).map(|(_, row)| Arc::clone(row))
+    }
+
+    pub(super) fn rules_of(&self, gateway: &GatewayName) -> Vec<RowId> {
+        self.ids(&IndexKey::RulesOf(gateway.clone()), |s| &s.rules)
+    }
+
+    pub(super) fn claims(&self, gateway: &GatewayName, host: &Arc<str>) -> Vec<RowId> {
+        self.ids(&IndexKey::Claim(gateway.clone(), Arc::clone(host)), |s| &s.rules)
+    }
+
+    pub(super) fn visibility_of_rules(&self, head: &Head) -> Visibility {
+        let default = || self.mesh().rules_export_to.of(&head.namespace);
+        head.export_to.clone().unwrap_or_else(default)
+    }
+
+    pub(super) fn visibility_of_policy(&self, policy: &DestinationPolicy) -> Visibility {
+        let default = || self.mesh().policies_export_to.of(&policy.namespace);
+        policy.export_to.clone().unwrap_or_else(default)
+    }
+
+    pub(super) fn visibility_of_service(&self, service: &Service) -> Visibility {
+        let default = || self.mesh().services_export_to.of(&service.namespace);
+        service.export_to.clone().unwrap_or_else(default)
+    }
+
+    /// The service of this host; when several declare it, the first in order that clients of this
+    /// namespace see.
+    pub(super) fn service(
+        &self,
+        host: &Arc<str>,
+        client: &Client,
+    ) -> Option<(RowId, Arc<Service>)> {
+        let key = IndexKey::ServiceHost(Arc::clone(host));
+        self.ids(&key, |s| &s.services).into_iter().find_map(|id| {
+            let row = self.service_by_id(&id)?;
+            client.sees(&self.visibility_of_service(&row)).then_some((id, row))
+        })
+    }
+
+    /// All services that declare a host, in order.
+    pub(super) fn services_of(&self, host: &Arc<str>) -> Vec<(RowId, Arc<Service>)> {
+        self.bucket(&IndexKey::ServiceHost(Arc::clone(host)), |s| &s.services)
+    }
+
+    /// Whether a host is but another name of a service's: `reviews.default`,
+    /// `reviews.default.svc`.
+    pub(super) fn is_alias(&self, host: &str) -> bool {
+        let domain = Arc::clone(&self.mesh().domain);
+        let exists = |full: String| self.service_exists(&Arc::from(full));
+        exists(format!("{host}.{domain}")) || exists(format!("{host}.svc.{domain}"))
+    }
+
+    /// Hosts of services, and hosts that rules declare for the mesh, with the namespaces of their
+    /// objects, as far as a pattern lets them through.
+    pub(super) fn declared(&self, pattern: &HostPattern) -> Vec<(Arc<str>, Arc<str>)> {
+        let mut found = Vec::new();
+        let services = match &pattern.scope {
+            HostScope::Namespace(namespace) => IndexKey::ServiceIn(Arc::clone(namespace)),
+            HostScope::Any if pattern.host.starts_with('*') => {
+                IndexKey::ServiceBelow(Arc::clone(&pattern.host))
+            }
+            HostScope::Any => IndexKey::ServiceHost(Arc::clone(&pattern.host)),
+        };
+        for (_, service) in self.bucket(&services, |s| &s.services) {
+            found.push((Arc::clone(&service.namespace), Arc::clone(&service.host)));
+        }
+        let rules = match &pattern.scope {
+            HostScope::Namespace(namespace) => IndexKey::MeshRulesIn(Arc::clone(namespace)),
+            HostScope::Any if pattern.host.starts_with('*') => IndexKey::RulesOf(GatewayName::Mesh),
+            HostScope::Any => IndexKey::Claim(GatewayName::Mesh, Arc::clone(&pattern.host)),
+        };
+        for id in self.ids(&rules, |s| &s.rules) {
+            if let Some(head) = &*self.get(&RulesHead(id)) {
+                let hosts = head.hosts.iter().filter(|host| &***host != "*");
+                found.extend(hosts.map(|host| (Arc::clone(&head.namespace), Arc::clone(host))));
+            }
+        }
+        found.retain(|(_, host)| hosts::covers(&pattern.host, host));
+        found
+    }
+
+    /// Every host that a sidecar may have.
+    pub(super) fn all_hosts(&self) -> BTreeSet<Arc<str>> {
+        let pattern = HostPattern { scope: HostScope::Any, host: Arc::from("*") };
+        self.declared(&pattern).into_iter().map(|(_, host)| host).collect()
+    }
+
+    pub(super) fn node(&self, name: &Arc<str>) -> Option<Arc<Node>> {
+        let key = IndexKey::Node(Arc::clone(name));
+        self.bucket(&key, |s| &s.nodes).into_iter().next().map(|(_, node)| node)
+    }
+
+    pub(super) fn sidecar_scope(&self, id: &RowId) -> Option<Arc<SidecarScope>> {
+        self.note(Fact::Row(id.clone()));
+        self.snapshot.sidecar_scopes.get(id).map(|(_, row)| Arc::clone(row))
+    }
+
+    pub(super) fn sidecar_scopes(&self, namespace: &Arc<str>) -> Vec<(RowId, Arc<SidecarScope>)> {
+        let key = IndexKey::SidecarScopeIn(Arc::clone(namespace));
+        self.bucket(&key, |s| &s.sidecar_scopes)
+    }
+
+    pub(super) fn service_by_id(&self, id: &RowId) -> Option<Arc<Service>> {
+        self.note(Fact::Row(id.clone()));
+        self.snapshot.services.get(id).map(|(_, row)| Arc::clone(row))
+    }
+
+    /// Whether any service's host is `host`, itself maybe a pattern.
+    pub(super) fn service_exists(&self, host: &Arc<str>) -> bool {
+        let key = if host.starts_with('*') {
+            IndexKey::ServiceBelow(Arc::clone(host))
+        } else {
+            IndexKey::ServiceHost(Arc::clone(host))
+        };
+        !self.ids(&key, |s| &s.services).is_empty()
+    }
+
+    /// Services of a namespace that select these labels, in order.
+    pub(super) fn services_selecting(
+        &self,
+        namespace: &Arc<str>,
+        labels: &BTreeMap<Arc<str>, Arc<str>>,
+    ) -> Vec<(RowId, Arc<Service>)> {
+        let key = |(k, v): (&Arc<str>, &Arc<str>)| {
+            IndexKey::ServiceSelects(Arc::clone(namespace), Arc::clone(k), Arc::clone(v))
+        };
+        let mut found: Vec<_> = labels
+            .iter()
+            .map(key)
+            .flat_map(|key| self.bucket(&key, |s| &s.services))
+            .filter(|(_, service)| selects(&service.selector, labels))
+            .collect();
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        found
+    }
+
+    pub(super) fn policies_for(&self, host: &Arc<str>) -> Vec<(RowId, Arc<DestinationPolicy>)> {
+        self.bucket(&IndexKey::Policy(Arc::clone(host)), |s| &s.policies)
+    }
+
+    pub(super) fn policy(&self, id: &RowId) -> Option<Arc<DestinationPolicy>> {
+        self.note(Fact::Row(id.clone()));
+        self.snapshot.policies.get(id).map(|(_, row)| Arc::clone(row))
+    }
+
+    /// Ids of the slices of a service, in order.
+    pub(super) fn slices(&self, service: &Service) -> Vec<RowId> {
+        let key = IndexKey::Slice(Arc::clone(&service.namespace), Arc::clone(&service.name));
+        self.ids(&key, |s| &s.slices)
+    }
+
+    pub(super) fn slice(&self, id: &RowId) -> Option<Arc<EndpointSlice>> {
+        self.note(Fact::Row(id.clone()));
+        self.snapshot.slices.get(id).map(|(_, row)| Arc::clone(row))
+    }
+
+    pub(super) fn workload(&self, namespace: &Arc<str>, name: &Arc<str>) -> Option<Arc<Workload>> {
+        let key = IndexKey::WorkloadName(Arc::clone(namespace), Arc::clone(name));
+        self.bucket(&key, |s| &s.workloads).into_iter().next().map(|(_, w)| w)
+    }
+
+    pub(super) fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        let key = IndexKey::WorkloadAddress(address);
+        self.bucket(&key, |s| &s.workloads).into_iter().next().map(|(_, w)| w)
+    }
+
+    /// Whether a workload of the namespace carries all these labels; no for an empty selector.
+    pub(super) fn any_workload(
+        &self,
+        namespace: &Arc<str>,
+        selector: &BTreeMap<Arc<str>, Arc<str>>,
+    ) -> bool {
+        let Some((key, value)) = selector.iter().next() else { return false };
+        let namespace = Arc::clone(namespace);
+        let key = IndexKey::WorkloadLabel(namespace, Arc::clone(key), Arc::clone(value));
+        let all = self.bucket(&key, |s| &s.workloads);
+        all.iter().any(|(_, workload)| selects(selector, &workload.labels))
+    }
+}
