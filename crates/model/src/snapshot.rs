@@ -23,25 +23,25 @@ use crate::rows::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Row {
     /// Settings of the mesh.
-    Mesh(Mesh),
+    Mesh(Arc<Mesh>),
     /// A namespace.
-    Namespace(Namespace),
+    Namespace(Arc<Namespace>),
     /// A node.
-    Node(Node),
+    Node(Arc<Node>),
     /// A service.
-    Service(Service),
+    Service(Arc<Service>),
     /// Endpoints of a service.
-    EndpointSlice(EndpointSlice),
+    EndpointSlice(Arc<EndpointSlice>),
     /// A workload.
-    Workload(Workload),
+    Workload(Arc<Workload>),
     /// Rules for hosts.
-    RouteRules(RouteRules),
+    RouteRules(Arc<RouteRules>),
     /// How to talk to a host.
-    DestinationPolicy(Box<DestinationPolicy>),
+    DestinationPolicy(Arc<DestinationPolicy>),
     /// A gateway.
-    Gateway(Gateway),
+    Gateway(Arc<Gateway>),
     /// What sidecars may reach.
-    SidecarScope(SidecarScope),
+    SidecarScope(Arc<SidecarScope>),
 }
 
 /// The rows that one object gives from now on; empty = the object is gone.
@@ -66,7 +66,14 @@ pub struct RowId {
 #[derive(Clone, Debug)]
 pub struct Table<T: Indexed> {
     rows: BTreeMap<RowId, Arc<T>>,
-    index: HashMap<IndexKey, BTreeSet<RowId>>,
+    index: HashMap<IndexKey, Bucket>,
+}
+
+/// Rows of an index bucket. Most have one: each name, each address.
+#[derive(Clone, Debug)]
+enum Bucket {
+    One(RowId),
+    Many(BTreeSet<RowId>),
 }
 
 /// A row that can be found by what it says.
@@ -188,33 +195,64 @@ impl<T: Indexed> Table<T> {
         &'a self,
         key: &IndexKey,
     ) -> impl Iterator<Item = (&'a RowId, &'a Arc<T>)> + use<'a, T> {
-        let ids = self.index.get(key).into_iter().flatten();
+        let ids = self.index.get(key).into_iter().flat_map(Bucket::ids);
         ids.filter_map(|id| self.rows.get_key_value(id))
     }
 
     /// Set or take away a row.
-    fn replace(&mut self, id: &RowId, row: Option<T>, facts: &mut Facts) {
+    fn replace(&mut self, id: &RowId, row: Option<Arc<T>>, facts: &mut Facts) {
         let old = self.rows.remove(id);
         let old_keys = old.as_ref().map(|r| r.keys()).unwrap_or_default();
-        let new_keys = row.as_ref().map(Indexed::keys).unwrap_or_default();
-        if old.as_deref() != row.as_ref() {
+        let new_keys = row.as_ref().map(|r| r.keys()).unwrap_or_default();
+        if old != row {
             facts.rows.insert(id.clone());
         }
         for key in old_keys.difference(&new_keys) {
-            if let Some(ids) = self.index.get_mut(key) {
-                ids.remove(id);
-                if ids.is_empty() {
-                    self.index.remove(key);
-                }
+            if self.index.get_mut(key).is_some_and(|bucket| bucket.remove(id)) {
+                self.index.remove(key);
             }
             facts.members.insert(key.clone());
         }
         for key in new_keys.difference(&old_keys) {
-            self.index.entry(key.clone()).or_default().insert(id.clone());
+            match self.index.get_mut(key) {
+                Some(bucket) => bucket.insert(id.clone()),
+                None => drop(self.index.insert(key.clone(), Bucket::One(id.clone()))),
+            }
             facts.members.insert(key.clone());
         }
         if let Some(row) = row {
-            self.rows.insert(id.clone(), Arc::new(row));
+            self.rows.insert(id.clone(), row);
+        }
+    }
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    fn ids(&self) -> impl Iterator<Item = &RowId> {
+        let (one, many) = match self {
+            Self::One(id) => (Some(id), None),
+            Self::Many(ids) => (None, Some(ids)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    fn insert(&mut self, id: RowId) {
+        match self {
+            Self::One(known) if *known == id => {}
+            Self::One(known) => *self = Self::Many(BTreeSet::from([known.clone(), id])),
+            Self::Many(ids) => drop(ids.insert(id)),
+        }
+    }
+
+    /// Returns whether none is left.
+    fn remove(&mut self, id: &RowId) -> bool {
+        match self {
+            Self::One(known) => known == id,
+            Self::Many(ids) => {
+                ids.remove(id);
+                ids.is_empty()
+            }
         }
     }
 }
@@ -299,43 +337,43 @@ impl Snapshot {
 // === impl Row ===
 
 impl Row {
-    fn mesh(self) -> Option<Mesh> {
+    fn mesh(self) -> Option<Arc<Mesh>> {
         if let Self::Mesh(row) = self { Some(row) } else { None }
     }
 
-    fn namespace(self) -> Option<Namespace> {
+    fn namespace(self) -> Option<Arc<Namespace>> {
         if let Self::Namespace(row) = self { Some(row) } else { None }
     }
 
-    fn node(self) -> Option<Node> {
+    fn node(self) -> Option<Arc<Node>> {
         if let Self::Node(row) = self { Some(row) } else { None }
     }
 
-    fn service(self) -> Option<Service> {
+    fn service(self) -> Option<Arc<Service>> {
         if let Self::Service(row) = self { Some(row) } else { None }
     }
 
-    fn slice(self) -> Option<EndpointSlice> {
+    fn slice(self) -> Option<Arc<EndpointSlice>> {
         if let Self::EndpointSlice(row) = self { Some(row) } else { None }
     }
 
-    fn workload(self) -> Option<Workload> {
+    fn workload(self) -> Option<Arc<Workload>> {
         if let Self::Workload(row) = self { Some(row) } else { None }
     }
 
-    fn rules(self) -> Option<RouteRules> {
+    fn rules(self) -> Option<Arc<RouteRules>> {
         if let Self::RouteRules(row) = self { Some(row) } else { None }
     }
 
-    fn policy(self) -> Option<DestinationPolicy> {
-        if let Self::DestinationPolicy(row) = self { Some(*row) } else { None }
+    fn policy(self) -> Option<Arc<DestinationPolicy>> {
+        if let Self::DestinationPolicy(row) = self { Some(row) } else { None }
     }
 
-    fn gateway(self) -> Option<Gateway> {
+    fn gateway(self) -> Option<Arc<Gateway>> {
         if let Self::Gateway(row) = self { Some(row) } else { None }
     }
 
-    fn sidecar_scope(self) -> Option<SidecarScope> {
+    fn sidecar_scope(self) -> Option<Arc<SidecarScope>> {
         if let Self::SidecarScope(row) = self { Some(row) } else { None }
     }
 }

@@ -36,7 +36,7 @@ fn gateway() -> Change {
             hosts: vec![HostPattern { scope: HostScope::Any, host: "*".into() }],
         }],
     };
-    change("Gateway", Row::Gateway(row))
+    change("Gateway", Row::Gateway(row.into()))
 }
 
 fn service() -> Change {
@@ -55,7 +55,7 @@ fn service() -> Change {
         ports: vec![port],
         selector: BTreeMap::new(),
     };
-    change("Service", Row::Service(row))
+    change("Service", Row::Service(row.into()))
 }
 
 fn policy(load_balancer: LbAlgorithm) -> Change {
@@ -68,7 +68,7 @@ fn policy(load_balancer: LbAlgorithm) -> Change {
         policy: TrafficPolicy { load_balancer: Some(load_balancer), ..TrafficPolicy::default() },
         subsets: vec![],
     };
-    change("DestinationRule", Row::DestinationPolicy(Box::new(row)))
+    change("DestinationRule", Row::DestinationPolicy(row.into()))
 }
 
 /// Two destinations: one that exists, and one that does not.
@@ -96,7 +96,7 @@ fn rules(weight: u32) -> Change {
             }),
         }],
     };
-    change("VirtualService", Row::RouteRules(row))
+    change("VirtualService", Row::RouteRules(row.into()))
 }
 
 /// An engine with one gateway proxy, after an edit.

@@ -121,7 +121,7 @@ fn given_a_pod_with_other_labels_when_it_is_relabelled_then_its_proxy_is_scoped_
                 hosts: vec![HostPattern { scope: HostScope::Any, host: "*".into() }],
             }],
         };
-        Change { owner: owner("Gateway", "g"), rows: vec![Row::Gateway(row)] }
+        Change { owner: owner("Gateway", "g"), rows: vec![Row::Gateway(row.into())] }
     };
     let pod = |value| {
         let row = Workload {
@@ -133,7 +133,7 @@ fn given_a_pod_with_other_labels_when_it_is_relabelled_then_its_proxy_is_scoped_
             named_ports: BTreeMap::new(),
             node: None,
         };
-        Change { owner: owner("Pod", "p0"), rows: vec![Row::Workload(row)] }
+        Change { owner: owner("Pod", "p0"), rows: vec![Row::Workload(row.into())] }
     };
     let mut engine = Engine::new();
     let mut mirror = Mirror::default();
@@ -210,9 +210,9 @@ fn given_a_row_that_one_scope_drops_and_another_takes_when_it_differs_too_then_i
     // At first only the proxy in `ns` has the rules, and a cluster that answers 503.
     mirror.take(engine.apply(Batch {
         changes: vec![
-            change("Gateway", "g", vec![Row::Gateway(gateway)]),
-            change("VirtualService", "r", vec![Row::RouteRules(rules)]),
-            change("MeshConfig", "mesh", vec![Row::Mesh(private)]),
+            change("Gateway", "g", vec![Row::Gateway(gateway.into())]),
+            change("VirtualService", "r", vec![Row::RouteRules(rules.into())]),
+            change("MeshConfig", "mesh", vec![Row::Mesh(private.into())]),
         ],
         connected: proxies(),
         disconnected: vec![],
@@ -220,7 +220,7 @@ fn given_a_row_that_one_scope_drops_and_another_takes_when_it_differs_too_then_i
     // Then it gets the service, and the proxy in `other` that cluster, with another timeout.
     let changes = vec![
         change("MeshConfig", "mesh", vec![]),
-        change("Service", "s1", vec![Row::Service(service)]),
+        change("Service", "s1", vec![Row::Service(service.into())]),
     ];
     let update = engine.apply(Batch { changes, ..Batch::default() });
     let told: Vec<_> = update.resources.iter().map(|(id, _)| *id).collect();

@@ -1,9 +1,15 @@
 //! Endpoint sets.
 //!
-//! **Invariant:** localities are sorted, endpoints of one keep the order of the `ir`.
+//! A set is put together from chunks, each of which is encoded once: an endpoint that comes or goes
+//! in a service of thousands costs the bytes of its own slice and a copy of the others.
+//!
+//! **Invariant:** localities are sorted, chunks and the endpoints of each keep the order of the `ir`.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 
+use envoy_api::ResourceType;
+use envoy_api::check::{self, Violation};
 use envoy_api::envoy::config::core::v3::{
     self as core, Address, HealthStatus, SocketAddress, address, socket_address,
 };
@@ -12,25 +18,55 @@ use envoy_api::envoy::config::endpoint::v3::{
 };
 use model::ir;
 use model::rows::Locality;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use prost::{Message, Name};
 
-/// Spell an endpoint set.
-pub(crate) fn endpoints(set: &ir::Endpoints) -> ClusterLoadAssignment {
-    let ir::Endpoints { cluster, endpoints, origins: _ } = set;
-    let mut places: BTreeMap<&Locality, Vec<LbEndpoint>> = BTreeMap::new();
-    for one in endpoints {
-        places.entry(&one.locality).or_default().push(endpoint(one));
+/// `ClusterLoadAssignment.endpoints`.
+const LOCALITIES: u32 = 2;
+
+/// A chunk as it is encoded.
+#[derive(Default)]
+struct Encoded {
+    /// By place: how many endpoints, and `LocalityLbEndpoints` with nothing but them.
+    places: BTreeMap<Locality, (u32, Vec<u8>)>,
+    violations: Vec<Violation>,
+}
+
+/// Encode an endpoint set, and say which rules of Envoy's API it breaks.
+pub(crate) fn endpoints(set: &ir::Endpoints) -> (Vec<u8>, Vec<Violation>) {
+    let ir::Endpoints { cluster, chunks, origins: _ } = set;
+    let mut places: BTreeMap<&Locality, (u32, Vec<&[u8]>)> = BTreeMap::new();
+    let mut violations = Vec::new();
+    for chunk in chunks {
+        let memo =
+            chunk.memo.get_or_init(|| Box::new(Encoded::of(chunk)) as Box<dyn Any + Send + Sync>);
+        // Nobody else keeps anything there.
+        let Some(encoded) = memo.downcast_ref::<Encoded>() else { continue };
+        for (place, (count, bytes)) in &encoded.places {
+            let entry = places.entry(place).or_default();
+            entry.0 = entry.0.saturating_add(*count);
+            entry.1.push(bytes);
+        }
+        violations.extend(encoded.violations.iter().cloned());
     }
-    let localities = places.into_iter().map(|(place, lb_endpoints)| LocalityLbEndpoints {
-        locality: (*place != Locality::default()).then(|| locality(place)),
-        load_balancing_weight: Some(u32::try_from(lb_endpoints.len()).unwrap_or(u32::MAX)),
-        lb_endpoints,
-        ..Default::default()
-    });
-    ClusterLoadAssignment {
-        cluster_name: cluster.to_string(),
-        endpoints: localities.collect(),
-        ..Default::default()
+    let head = ClusterLoadAssignment { cluster_name: cluster.to_string(), ..Default::default() };
+    violations.extend(check::violations_of(ResourceType::Endpoints, &head.encode_to_vec()));
+    let mut out = head.encode_to_vec();
+    for (place, (count, parts)) in places {
+        let around = LocalityLbEndpoints {
+            locality: (*place != Locality::default()).then(|| locality(place)),
+            load_balancing_weight: Some(count),
+            ..Default::default()
+        };
+        let length = around.encoded_len() + parts.iter().map(|part| part.len()).sum::<usize>();
+        let length = length as u64;
+        out.reserve(key_len(LOCALITIES) + encoded_len_varint(length));
+        encode_key(LOCALITIES, WireType::LengthDelimited, &mut out);
+        encode_varint(length, &mut out);
+        out.extend_from_slice(&around.encode_to_vec());
+        parts.into_iter().for_each(|part| out.extend_from_slice(part));
     }
+    (out, violations)
 }
 
 fn locality(place: &Locality) -> core::Locality {
@@ -64,5 +100,26 @@ pub(crate) fn socket(address: &str, port: u16) -> Address {
             port_specifier: Some(socket_address::PortSpecifier::PortValue(u32::from(port))),
             ..Default::default()
         })),
+    }
+}
+
+// === impl Encoded ===
+
+impl Encoded {
+    fn of(chunk: &ir::EndpointChunk) -> Self {
+        let mut places: BTreeMap<&Locality, Vec<LbEndpoint>> = BTreeMap::new();
+        for one in &chunk.endpoints {
+            places.entry(&one.locality).or_default().push(endpoint(one));
+        }
+        let mut out = Self::default();
+        for (place, lb_endpoints) in places {
+            let count = u32::try_from(lb_endpoints.len()).unwrap_or(u32::MAX);
+            let only = LocalityLbEndpoints { lb_endpoints, ..Default::default() };
+            let bytes = only.encode_to_vec();
+            let name = LocalityLbEndpoints::full_name();
+            out.violations.extend(check::violations_in(&name, &bytes));
+            out.places.insert(place.clone(), (count, bytes));
+        }
+        out
     }
 }

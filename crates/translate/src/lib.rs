@@ -26,6 +26,12 @@ use prost::Message;
 /// None is expected: bounds are enforced when objects are lowered.
 pub fn encode(resource: &ir::Resource) -> (EncodedResource, Vec<Violation>) {
     let encoded = match resource {
+        ir::Resource::Endpoints(r) => {
+            let (body, violations) = endpoints::endpoints(r);
+            let name = Arc::clone(&r.cluster);
+            let encoded = EncodedResource::new(ResourceType::Endpoints, name, &body, Vec::new());
+            return (encoded, violations);
+        }
         ir::Resource::Listener(r) => {
             encoded(ResourceType::Listener, &r.name, &listener::listener(r), listener_refs(r))
         }
@@ -49,9 +55,6 @@ pub fn encode(resource: &ir::Resource) -> (EncodedResource, Vec<Violation>) {
         .with_claims(r.domains.clone()),
         ir::Resource::Cluster(r) => {
             encoded(ResourceType::Cluster, &r.name, &cluster::cluster(r), Vec::new())
-        }
-        ir::Resource::Endpoints(r) => {
-            encoded(ResourceType::Endpoints, &r.cluster, &endpoints::endpoints(r), Vec::new())
         }
     };
     let violations = check::violations_of(encoded.resource_type(), &encoded.body());

@@ -76,7 +76,7 @@ fn service(n: u32) -> Change {
         selector: labels(&[("app", &format!("s{n}"))]),
         export_to: None,
     };
-    one(owner("Service", &namespace(n), &format!("s{n}")), Row::Service(row))
+    one(owner("Service", &namespace(n), &format!("s{n}")), Row::Service(row.into()))
 }
 
 fn address(n: u32, endpoint: u32) -> IpAddr {
@@ -101,7 +101,7 @@ fn slice(n: u32, part: u32, changed: bool) -> Change {
         endpoints: (0..count).map(endpoint).collect(),
     };
     let name = format!("s{n}-{part}");
-    one(owner("EndpointSlice", &namespace(n), &name), Row::EndpointSlice(row))
+    one(owner("EndpointSlice", &namespace(n), &name), Row::EndpointSlice(row.into()))
 }
 
 fn pod(n: u32, i: u32, version: &str) -> Change {
@@ -114,7 +114,7 @@ fn pod(n: u32, i: u32, version: &str) -> Change {
         named_ports: BTreeMap::new(),
         node: None,
     };
-    one(owner("Pod", &namespace(n), &format!("s{n}-{i}")), Row::Workload(row))
+    one(owner("Pod", &namespace(n), &format!("s{n}-{i}")), Row::Workload(row.into()))
 }
 
 fn rules(n: u32, weight: u32) -> Change {
@@ -145,7 +145,7 @@ fn rules(n: u32, weight: u32) -> Change {
             }),
         }],
     };
-    one(owner("VirtualService", &namespace(n), &format!("s{n}")), Row::RouteRules(row))
+    one(owner("VirtualService", &namespace(n), &format!("s{n}")), Row::RouteRules(row.into()))
 }
 
 fn policy(n: u32) -> Change {
@@ -164,7 +164,7 @@ fn policy(n: u32) -> Change {
         policy: TrafficPolicy::default(),
         subsets: vec![subset("v1"), subset("v2")],
     };
-    let row = Row::DestinationPolicy(Box::new(row));
+    let row = Row::DestinationPolicy(row.into());
     one(owner("DestinationRule", &namespace(n), &format!("s{n}")), row)
 }
 
@@ -182,7 +182,7 @@ fn private(n: u32) -> Change {
         },
         subsets: vec![],
     };
-    one(owner("DestinationRule", &namespace(n), "private"), Row::DestinationPolicy(Box::new(row)))
+    one(owner("DestinationRule", &namespace(n), "private"), Row::DestinationPolicy(row.into()))
 }
 
 /// A namespace with Sidecars: the last ones.
@@ -201,7 +201,7 @@ fn sidecar(n: u32, i: u32) -> Change {
         excluded: vec![],
         outbound: None,
     };
-    one(owner("Sidecar", &namespace(n), &format!("w{i}")), Row::SidecarScope(row))
+    one(owner("Sidecar", &namespace(n), &format!("w{i}")), Row::SidecarScope(row.into()))
 }
 
 /// One proxy of each group.
@@ -235,7 +235,7 @@ fn world() -> Vec<Change> {
             hosts: vec![HostPattern { scope: HostScope::Any, host: "*".into() }],
         }],
     };
-    let mut all = vec![one(owner("Gateway", "edge", "edge"), Row::Gateway(gateway))];
+    let mut all = vec![one(owner("Gateway", "edge", "edge"), Row::Gateway(gateway.into()))];
     for n in 0..SERVICES {
         all.push(service(n));
         let parts = if n == LARGE { 10 } else { 1 };

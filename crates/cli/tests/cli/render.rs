@@ -118,12 +118,12 @@ fn given_the_same_files_then_the_output_is_the_same_bytes() {
 }
 
 #[test]
-fn given_a_sidecar_then_it_is_said_that_it_gets_nothing_yet() {
+fn given_a_sidecar_then_it_is_said_what_is_not_configured_yet() {
     let folder = Folder::with("mesh.yaml", MESH);
     let node = "sidecar~10.0.0.9~web-1.edge~edge.svc.cluster.local";
     let ran = folder.run(&["render", "-f", ".", "--node", node]);
-    ran.says(0, &["a sidecar gets nothing yet"]);
-    ran.dump();
+    ran.says(0, &["what leaves a sidecar by HTTP, nothing else yet"]);
+    assert!(ran.dump().to_string().contains("virtualOutbound"));
 }
 
 #[test]

@@ -273,7 +273,7 @@ impl Kind for DestinationRule {
             policy: traffic_policy.unwrap_or_default().lower(),
             subsets: lowered,
         };
-        (Change { owner: raw.owner, rows: vec![Row::DestinationPolicy(Box::new(row))] }, problems)
+        (Change { owner: raw.owner, rows: vec![Row::DestinationPolicy(row.into())] }, problems)
     }
 }
 

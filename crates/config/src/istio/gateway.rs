@@ -109,7 +109,7 @@ impl Kind for Gateway {
                 .collect(),
             servers,
         };
-        (Change { owner: raw.owner, rows: vec![Row::Gateway(row)] }, problems)
+        (Change { owner: raw.owner, rows: vec![Row::Gateway(row.into())] }, problems)
     }
 }
 

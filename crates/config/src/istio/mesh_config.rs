@@ -178,6 +178,6 @@ impl Kind for MeshConfig {
             ),
             services_export_to: export_to("defaultServiceExportTo", default_service_export_to),
         };
-        (Change { owner: raw.owner, rows: vec![Row::Mesh(row)] }, problems)
+        (Change { owner: raw.owner, rows: vec![Row::Mesh(row.into())] }, problems)
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Sidecar;
 
 /// What becomes of requests to hosts that nothing declares.
 pub(crate) const OUTBOUND_POLICY: &[Field] = &[
-    field("mode", Type::Enum(&["REGISTRY_ONLY", "ALLOW_ANY"])).or_parent(),
+    field("mode", Type::Enum(&["ALLOW_ANY", "REGISTRY_ONLY"])).or_parent(),
     not_yet("egressProxy"),
 ];
 
@@ -134,7 +134,7 @@ impl Kind for Sidecar {
             excluded,
             outbound: outbound_traffic_policy.and_then(|p| p.lower()),
         };
-        (Change { owner: raw.owner, rows: vec![Row::SidecarScope(row)] }, problems)
+        (Change { owner: raw.owner, rows: vec![Row::SidecarScope(row.into())] }, problems)
     }
 }
 

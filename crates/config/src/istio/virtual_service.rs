@@ -237,7 +237,8 @@ impl Kind for VirtualService {
             http,
         };
         // Without a host that can be used there is nothing to apply rules to.
-        let rows = if rules.hosts.is_empty() { vec![] } else { vec![Row::RouteRules(rules)] };
+        let rows =
+            if rules.hosts.is_empty() { vec![] } else { vec![Row::RouteRules(rules.into())] };
         (Change { owner: raw.owner, rows }, problems)
     }
 }

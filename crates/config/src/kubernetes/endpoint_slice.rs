@@ -109,7 +109,7 @@ impl Kind for EndpointSlice {
                 .collect(),
             endpoints: rows,
         };
-        (Change { owner: raw.owner, rows: vec![Row::EndpointSlice(row)] }, problems)
+        (Change { owner: raw.owner, rows: vec![Row::EndpointSlice(row.into())] }, problems)
     }
 }
 

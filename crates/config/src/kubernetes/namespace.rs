@@ -18,6 +18,6 @@ pub(crate) struct Namespace;
 impl Kind for Namespace {
     fn lower(&self, raw: RawObject) -> (Change, Vec<Problem>) {
         let row = NamespaceRow { name: Arc::clone(&raw.owner.name), labels: raw.labels };
-        (Change { owner: raw.owner, rows: vec![Row::Namespace(row)] }, Vec::new())
+        (Change { owner: raw.owner, rows: vec![Row::Namespace(row.into())] }, Vec::new())
     }
 }

@@ -29,6 +29,6 @@ impl Kind for Node {
             subzone: label(&["topology.istio.io/subzone"]),
         };
         let row = NodeRow { name: Arc::clone(&raw.owner.name), locality };
-        (Change { owner: raw.owner, rows: vec![Row::Node(row)] }, Vec::new())
+        (Change { owner: raw.owner, rows: vec![Row::Node(row.into())] }, Vec::new())
     }
 }

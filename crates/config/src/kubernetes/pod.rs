@@ -106,6 +106,6 @@ impl Kind for Pod {
             named_ports,
             node: node_name,
         };
-        (Change { owner: raw.owner, rows: vec![Row::Workload(row)] }, problems)
+        (Change { owner: raw.owner, rows: vec![Row::Workload(row.into())] }, problems)
     }
 }

@@ -101,7 +101,7 @@ impl Kind for Service {
             selector,
             export_to: export_to(&raw, &mut problems).map(|v| v.of(&raw.owner.namespace)),
         };
-        (Change { owner: raw.owner, rows: vec![Row::Service(row)] }, problems)
+        (Change { owner: raw.owner, rows: vec![Row::Service(row.into())] }, problems)
     }
 }
 

@@ -11,7 +11,7 @@ fn of(spec: &str) -> (DestinationPolicy, Vec<Problem>) {
     let (rows, problems) = lower(&istio("DestinationRule", spec));
     assert_clear(&problems);
     match rows.into_iter().next() {
-        Some(Row::DestinationPolicy(row)) => (*row, problems),
+        Some(Row::DestinationPolicy(row)) => (std::sync::Arc::unwrap_or_clone(row), problems),
         other => panic!("{spec}: {other:?} {problems:?}"),
     }
 }

@@ -1,5 +1,7 @@
 //! Gateway: which servers open, and on which proxies.
 
+use std::sync::Arc;
+
 use model::rows::{Gateway, HostScope};
 use model::{Problem, Reason, Row};
 
@@ -11,7 +13,7 @@ fn of(spec: &str) -> (Gateway, Vec<Problem>) {
     let (rows, problems) = lower(&istio("Gateway", spec));
     assert_clear(&problems);
     match rows.into_iter().next() {
-        Some(Row::Gateway(row)) => (row, problems),
+        Some(Row::Gateway(row)) => (Arc::unwrap_or_clone(row), problems),
         other => panic!("{spec}: {other:?} {problems:?}"),
     }
 }

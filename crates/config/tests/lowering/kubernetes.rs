@@ -1,5 +1,7 @@
 //! The kinds of Kubernetes: files are not validated by an API server.
 
+use std::sync::Arc;
+
 use model::rows::{Endpoint, EndpointSlice, Protocol, Service, TargetPort, Workload};
 use model::{Problem, Reason, Row};
 
@@ -16,7 +18,7 @@ fn of(api: &str, kind: &str, labels: &str, rest: &str) -> (Vec<Row>, Vec<Problem
 fn service(ports: &str) -> (Option<Service>, Vec<Problem>) {
     let (rows, problems) = of("v1", "Service", "{}", &format!("spec: {{ports: {ports}}}"));
     match rows.into_iter().next() {
-        Some(Row::Service(service)) => (Some(service), problems),
+        Some(Row::Service(service)) => (Some(Arc::unwrap_or_clone(service)), problems),
         None => (None, problems),
         other => panic!("{other:?}"),
     }
@@ -26,7 +28,7 @@ fn slice(rest: &str) -> (Option<EndpointSlice>, Vec<Problem>) {
     let labels = "{kubernetes.io/service-name: web}";
     let (rows, problems) = of("discovery.k8s.io/v1", "EndpointSlice", labels, rest);
     match rows.into_iter().next() {
-        Some(Row::EndpointSlice(slice)) => (Some(slice), problems),
+        Some(Row::EndpointSlice(slice)) => (Some(Arc::unwrap_or_clone(slice)), problems),
         None => (None, problems),
         other => panic!("{other:?}"),
     }
@@ -40,7 +42,7 @@ fn endpoints(list: &str) -> (Vec<Endpoint>, Vec<Problem>) {
 fn pod(rest: &str) -> (Option<Workload>, Vec<Problem>) {
     let (rows, problems) = of("v1", "Pod", "{app: web}", rest);
     match rows.into_iter().next() {
-        Some(Row::Workload(workload)) => (Some(workload), problems),
+        Some(Row::Workload(workload)) => (Some(Arc::unwrap_or_clone(workload)), problems),
         None => (None, problems),
         other => panic!("{other:?}"),
     }
@@ -212,7 +214,7 @@ fn exported(annotation: &str) -> (Service, Vec<Problem>) {
     ));
     assert_clear(&problems);
     match rows.into_iter().next() {
-        Some(Row::Service(service)) => (service, problems),
+        Some(Row::Service(service)) => (Arc::unwrap_or_clone(service), problems),
         other => panic!("{annotation}: {other:?} {problems:?}"),
     }
 }

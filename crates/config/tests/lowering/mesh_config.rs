@@ -23,7 +23,7 @@ fn bare(text: &str) -> (Mesh, Vec<Problem>) {
 fn mesh(rows: Vec<Row>, problems: Vec<Problem>) -> (Mesh, Vec<Problem>) {
     assert_clear(&problems);
     match rows.into_iter().next() {
-        Some(Row::Mesh(mesh)) => (mesh, problems),
+        Some(Row::Mesh(mesh)) => (Arc::unwrap_or_clone(mesh), problems),
         other => panic!("{other:?} {problems:?}"),
     }
 }

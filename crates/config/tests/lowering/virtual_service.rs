@@ -1,5 +1,7 @@
 //! VirtualService: what drops a rule, and what does not.
 
+use std::sync::Arc;
+
 use std::time::Duration;
 
 use model::rows::{
@@ -21,7 +23,7 @@ fn of(spec: &str) -> (RouteRules, Vec<Problem>) {
     let (rows, problems) = lower(&istio("VirtualService", spec));
     assert_clear(&problems);
     match rows.into_iter().next() {
-        Some(Row::RouteRules(rules)) => (rules, problems),
+        Some(Row::RouteRules(rules)) => (Arc::unwrap_or_clone(rules), problems),
         other => panic!("{spec}: {other:?} {problems:?}"),
     }
 }

@@ -155,12 +155,12 @@ impl Engine {
         let mut hosts: BTreeSet<Arc<str>> =
             facts.members.iter().filter_map(outbound_host).cloned().collect();
         update.ran = self.graph.propagate(&self.snapshot, facts);
-        let changed: Vec<Key> =
+        let changed: Vec<Arc<Key>> =
             update.ran.iter().filter(|r| r.differs).map(|r| r.key.clone()).collect();
         self.lint(&rows, &changed);
         if let Some(public) = &mut self.public {
             for key in &changed {
-                match key {
+                match &**key {
                     Key::HostViews(views) => drop(hosts.insert(Arc::clone(&views.0))),
                     Key::BaseView(BaseView(_)) => public.rebase(&self.graph, &self.snapshot),
                     _ => {}
@@ -181,13 +181,13 @@ impl Engine {
             self.assign(key, &mut update);
         }
         for key in &changed {
-            let Key::Group(GroupOf(proxy)) = key else { continue };
+            let Key::Group(GroupOf(proxy)) = &**key else { continue };
             for stream in self.streams.get(proxy).cloned().unwrap_or_default() {
                 self.assign(stream, &mut update);
             }
         }
         for key in &changed {
-            if let Key::Scope(Scope(group)) = key {
+            if let Key::Scope(Scope(group)) = &**key {
                 self.rescope(group, &mut update);
             }
         }
@@ -200,7 +200,7 @@ impl Engine {
             public.settle(&self.graph, &self.snapshot, &mut self.held, &mut update);
         }
         for Ran { key, differs } in &update.ran {
-            let Key::Row(row) = key else { continue };
+            let Key::Row(row) = &**key else { continue };
             let Some(id) = self.held.old_id(row) else { continue };
             let Some(value) = self.graph.peek(row) else { continue };
             if *differs {
@@ -276,7 +276,7 @@ impl Engine {
     }
 
     /// Look for problems of rows that are new, and take over those that differ.
-    fn lint(&mut self, rows: &[RowId], changed: &[Key]) {
+    fn lint(&mut self, rows: &[RowId], changed: &[Arc<Key>]) {
         for id in rows {
             let found = if self.snapshot.rules.get(id).is_some() {
                 self.graph.want(&self.snapshot, &LintRules(id.clone()))
@@ -291,7 +291,7 @@ impl Engine {
             self.problems.insert(id.clone(), found);
         }
         for key in changed {
-            let (id, found) = match key {
+            let (id, found) = match &**key {
                 Key::LintRules(query) => (&query.0, self.graph.peek(query)),
                 Key::LintPolicy(query) => (&query.0, self.graph.peek(query)),
                 _ => continue,

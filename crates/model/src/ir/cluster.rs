@@ -3,8 +3,9 @@
 //! **Invariant:** endpoints are in no cluster value: an endpoint that comes or goes changes one
 //! endpoint set and nothing else.
 
+use std::any::Any;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::object::Origins;
@@ -67,6 +68,15 @@ pub struct Cluster {
     pub origins: Origins,
 }
 
+/// Endpoints that come and go together: those of one slice.
+#[derive(Debug, Default)]
+pub struct EndpointChunk {
+    /// Sorted, each address and port once.
+    pub endpoints: Vec<EndpointAddress>,
+    /// What was made of them, kept by who made it. Takes no part in equality.
+    pub memo: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
 /// One endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EndpointAddress {
@@ -85,8 +95,25 @@ pub struct EndpointAddress {
 pub struct Endpoints {
     /// Cluster they belong to.
     pub cluster: Arc<str>,
-    /// Sorted, each address and port once.
-    pub endpoints: Vec<EndpointAddress>,
+    /// In the order of slices; each address and port once in all of them together.
+    pub chunks: Vec<Arc<EndpointChunk>>,
     /// The service.
     pub origins: Origins,
 }
+
+// === impl EndpointChunk ===
+
+impl EndpointChunk {
+    /// A chunk of these endpoints.
+    pub fn new(endpoints: Vec<EndpointAddress>) -> Self {
+        Self { endpoints, memo: OnceLock::new() }
+    }
+}
+
+impl PartialEq for EndpointChunk {
+    fn eq(&self, other: &Self) -> bool {
+        self.endpoints == other.endpoints
+    }
+}
+
+impl Eq for EndpointChunk {}

@@ -10,7 +10,9 @@ mod cluster;
 mod listener;
 mod route;
 
-pub use cluster::{Cluster, ClusterEndpoints, EndpointAddress, Endpoints, HttpVersion};
+pub use cluster::{
+    Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion,
+};
 pub use listener::{Listener, Serves};
 pub use route::{
     Action, PathMatch, RedirectTo, Route, RouteConfiguration, RouteMatch, VirtualHost,

@@ -9,7 +9,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{BuiltIn, ClusterKey, Key, Part, selects};
-use crate::ir::{Cluster, ClusterEndpoints, EndpointAddress, Endpoints, HttpVersion};
+use crate::ir::{
+    Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion,
+};
 use crate::object::Origins;
 use crate::rows::{
     ConnectionPool, Endpoint, HttpAction, LbAlgorithm, Locality, Protocol, Subset, TcpPool,
@@ -113,8 +115,8 @@ pub(crate) struct Chunk {
 // === impl Chunk ===
 
 impl Query for Chunk {
-    /// Sorted, each address once; none when the slice does not serve the port.
-    type Value = Option<Vec<EndpointAddress>>;
+    /// None when the slice does not serve the port.
+    type Value = Option<Arc<EndpointChunk>>;
 
     fn run(&self, view: &View<'_>) -> Self::Value {
         let slice = view.slice(&self.slice)?;
@@ -131,7 +133,7 @@ impl Query for Chunk {
             }
         }
         merge(&mut out);
-        Some(out)
+        Some(Arc::new(EndpointChunk::new(out)))
     }
 
     fn key(&self) -> Key {
@@ -200,7 +202,7 @@ pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
         Some(Part::Derived(labels)) => labels.clone(),
         Some(Part::Defined { .. }) => subset(view, key).map(|s| s.labels).unwrap_or_default(),
     };
-    let mut endpoints = Vec::new();
+    let mut chunks = Vec::new();
     let mut origins = Origins::default();
     if let Some((id, port)) = &key.service
         && let Some(service) = view.service_by_id(id)
@@ -212,12 +214,28 @@ pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
             let chunk = Chunk { slice: slice.clone(), port, labels: labels.clone() };
             if let Some(chunk) = &*view.get(&chunk) {
                 origins.push(slice.origin(""));
-                endpoints.extend_from_slice(chunk);
+                chunks.push(Arc::clone(chunk));
             }
         }
     }
+    Endpoints { cluster: Arc::clone(&key.name), chunks: distinct(chunks), origins }
+}
+
+/// Chunks as they are, or, while slices name an endpoint twice, all in one.
+fn distinct(chunks: Vec<Arc<EndpointChunk>>) -> Vec<Arc<EndpointChunk>> {
+    if chunks.len() < 2 {
+        return chunks;
+    }
+    let all = || chunks.iter().flat_map(|chunk| chunk.endpoints.iter());
+    let mut addresses: Vec<_> = all().map(|e| (e.address, e.port)).collect();
+    // Stable, because it is fast on runs that are sorted already.
+    addresses.sort();
+    if addresses.windows(2).all(|pair| pair[0] != pair[1]) {
+        return chunks;
+    }
+    let mut endpoints = all().cloned().collect();
     merge(&mut endpoints);
-    Endpoints { cluster: Arc::clone(&key.name), endpoints, origins }
+    vec![Arc::new(EndpointChunk::new(endpoints))]
 }
 
 /// Whether the workload behind an endpoint carries these labels.

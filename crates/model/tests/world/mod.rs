@@ -97,7 +97,7 @@ fn service() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 },
                 export_to: export_to.map(|v| v.of(&namespace.into())),
             };
-            (owner_in(namespace, "Service", &name), Row::Service(row))
+            (owner_in(namespace, "Service", &name), Row::Service(row.into()))
         },
     )
 }
@@ -121,7 +121,7 @@ fn slice() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
             };
             (
                 owner_in(namespace, "EndpointSlice", &format!("s{n}-{slice}")),
-                Row::EndpointSlice(row),
+                Row::EndpointSlice(row.into()),
             )
         },
     )
@@ -138,7 +138,7 @@ fn workload() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
             named_ports: BTreeMap::new(),
             node: None,
         };
-        (owner_in(namespace, "Pod", &format!("p{n}")), Row::Workload(row))
+        (owner_in(namespace, "Pod", &format!("p{n}")), Row::Workload(row.into()))
     })
 }
 
@@ -204,7 +204,7 @@ fn rules() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                     }),
                 }],
             };
-            (owner_in(namespace, "VirtualService", &format!("r{n}")), Row::RouteRules(row))
+            (owner_in(namespace, "VirtualService", &format!("r{n}")), Row::RouteRules(row.into()))
         },
     )
 }
@@ -232,7 +232,7 @@ fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                     policy: TrafficPolicy::default(),
                 }],
             };
-            let row = Row::DestinationPolicy(Box::new(row));
+            let row = Row::DestinationPolicy(row.into());
             (owner_in(namespace, "DestinationRule", &format!("d{n}")), row)
         },
     )
@@ -256,7 +256,7 @@ fn gateway() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 hosts: vec![HostPattern { scope: HostScope::Any, host: "*".into() }],
             }],
         };
-        (owner("Gateway", "g"), Row::Gateway(row))
+        (owner("Gateway", "g"), Row::Gateway(row.into()))
     })
 }
 
@@ -292,7 +292,7 @@ fn sidecar_scope() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 excluded,
                 outbound,
             };
-            (owner_in(namespace, "Sidecar", &format!("c{n}")), Row::SidecarScope(row))
+            (owner_in(namespace, "Sidecar", &format!("c{n}")), Row::SidecarScope(row.into()))
         },
     )
 }
@@ -311,7 +311,7 @@ fn settings() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 services_export_to,
                 ..Mesh::default()
             };
-            (owner("MeshConfig", "mesh"), Row::Mesh(row))
+            (owner("MeshConfig", "mesh"), Row::Mesh(row.into()))
         })
 }
 
@@ -328,11 +328,11 @@ pub(crate) fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         1 => (0..2_u8, 0..2_u8).prop_map(|(n, zone)| {
             let locality = Locality { zone: format!("z{zone}").into(), ..Locality::default() };
             let row = Node { name: format!("n{n}").into(), locality };
-            (owner("Node", &format!("n{n}")), Row::Node(row))
+            (owner("Node", &format!("n{n}")), Row::Node(row.into()))
         }),
         1 => (0..2_u8).prop_map(|n| {
             let row = Namespace { name: "ns".into(), labels: labels(&[("n", &n.to_string())]) };
-            (owner("Namespace", "ns"), Row::Namespace(row))
+            (owner("Namespace", "ns"), Row::Namespace(row.into()))
         }),
         1 => settings(),
     ]
