@@ -19,8 +19,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// Resources that are served: group, plural.
-pub(super) const BUILT_IN: [(&str, &str); 5] = [
+pub(super) const BUILT_IN: [(&str, &str); 6] = [
     ("", "namespaces"),
+    ("", "nodes"),
     ("", "services"),
     ("", "pods"),
     ("", "configmaps"),
