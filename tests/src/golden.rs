@@ -216,7 +216,7 @@ fn is_shown(area: &str, resource_type: ResourceType) -> bool {
     use ResourceType::{Cluster, Endpoints, Listener, RouteConfiguration, VirtualHost};
     match area {
         "gateway" => matches!(resource_type, Listener | RouteConfiguration | VirtualHost),
-        "sidecar" => matches!(resource_type, Cluster | VirtualHost),
+        "sidecar" => matches!(resource_type, Cluster | Listener | VirtualHost),
         "policy" => resource_type == Cluster,
         "endpoints" => matches!(resource_type, Cluster | Endpoints),
         "visibility" => matches!(resource_type, Cluster | VirtualHost),

@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     if role == Role::Sidecar {
         report::note(
-            "this version of Heddle configures what leaves a sidecar by HTTP, nothing else yet",
+            "this version of Heddle configures what leaves a sidecar, not yet what comes in",
         );
     }
     match args.output {

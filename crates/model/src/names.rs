@@ -44,6 +44,11 @@ pub fn outbound_listener(port: u16) -> Arc<str> {
     Arc::from(format!("0.0.0.0_{port}"))
 }
 
+/// Listener of connections that leave a workload for an address of a service: `10.0.0.1_3306`.
+pub fn tcp_listener(address: IpAddr, port: u16) -> Arc<str> {
+    Arc::from(format!("{address}_{port}"))
+}
+
 /// RouteConfiguration of HTTP that leaves a workload for a port: `80`.
 pub fn outbound_route_config(port: u16) -> Arc<str> {
     Arc::from(port.to_string())

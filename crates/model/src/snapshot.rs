@@ -96,6 +96,8 @@ pub enum IndexKey {
     ServiceHost(Arc<str>),
     /// Services of a namespace.
     ServiceIn(Arc<str>),
+    /// Services that have an address.
+    ServiceAddress(IpAddr),
     /// Services whose host lies below a pattern such as `*.svc.cluster.local`.
     ServiceBelow(Arc<str>),
     /// Services of a namespace whose selector begins with a pair.
@@ -112,6 +114,8 @@ pub enum IndexKey {
     RulesOf(GatewayName),
     /// Rules of a namespace that are bound to the mesh.
     MeshRulesIn(Arc<str>),
+    /// Rules for the mesh with a condition on labels of the workload that asks.
+    SourceLabels,
     /// Rules that claim a host for a gateway, or for the mesh.
     Claim(GatewayName, Arc<str>),
     /// Policies of a host or pattern.
@@ -411,6 +415,7 @@ impl Indexed for Service {
             patterns.next().map(IndexKey::ServiceHost).into_iter().collect();
         keys.extend(patterns.map(IndexKey::ServiceBelow));
         keys.insert(IndexKey::ServiceIn(Arc::clone(&self.namespace)));
+        keys.extend(self.addresses.iter().map(|address| IndexKey::ServiceAddress(*address)));
         if let Some((key, value)) = self.selector.iter().next() {
             let namespace = Arc::clone(&self.namespace);
             keys.insert(IndexKey::ServiceSelects(namespace, Arc::clone(key), Arc::clone(value)));
@@ -446,6 +451,9 @@ impl Indexed for RouteRules {
             keys.insert(IndexKey::RulesOf(gateway.clone()));
             if *gateway == GatewayName::Mesh {
                 keys.insert(IndexKey::MeshRulesIn(Arc::clone(&self.namespace)));
+                if self.sources().any(|source| !source.labels.is_empty()) {
+                    keys.insert(IndexKey::SourceLabels);
+                }
             }
             let claim = |host: &Arc<str>| IndexKey::Claim(gateway.clone(), Arc::clone(host));
             keys.extend(self.hosts.iter().map(claim));

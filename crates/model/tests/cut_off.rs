@@ -95,6 +95,7 @@ fn rules(weight: u32) -> Change {
                 retries: None,
             }),
         }],
+        tcp: vec![],
     };
     change("VirtualService", Row::RouteRules(row.into()))
 }
@@ -127,6 +128,7 @@ fn given_a_weight_that_differs_then_only_readers_of_the_rule_run_and_one_resourc
     let cluster = "cluster outbound|80||nowhere".to_owned();
     let expected = [
         (cluster, false),
+        ("conditions of VirtualService ns/shop that do not hold for ns".to_owned(), false),
         ("destinations of VirtualService ns/shop for ns".to_owned(), false),
         ("hosts and gateways of VirtualService ns/shop".to_owned(), false),
         ("problems of VirtualService ns/shop".to_owned(), false),

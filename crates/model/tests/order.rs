@@ -184,6 +184,7 @@ fn given_a_row_that_one_scope_drops_and_another_takes_when_it_differs_too_then_i
                 retries: None,
             }),
         }],
+        tcp: vec![],
     };
     let service = Service {
         host: host(1),

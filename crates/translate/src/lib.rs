@@ -73,9 +73,9 @@ fn encoded(
 fn listener_refs(listener: &ir::Listener) -> Vec<ResourceRef> {
     let of = |kind, name: &Arc<str>| ResourceRef::new(kind, Arc::clone(name));
     let routes = listener.serves.route_config();
-    let cluster = listener.serves.cluster();
+    let clusters = listener.serves.clusters().into_iter();
     let routes = routes.map(|name| of(ResourceType::RouteConfiguration, name));
-    routes.into_iter().chain(cluster.map(|name| of(ResourceType::Cluster, name))).collect()
+    routes.into_iter().chain(clusters.map(|name| of(ResourceType::Cluster, name))).collect()
 }
 
 /// Clusters that a virtual host names.

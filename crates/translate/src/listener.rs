@@ -3,6 +3,8 @@
 //! **Invariant:** nothing here changes with rules or services: a changed listener cuts
 //! connections.
 
+use std::sync::Arc;
+
 use envoy_api::envoy::config::accesslog::v3::{AccessLog, access_log};
 use envoy_api::envoy::config::core::v3::{TrafficDirection, address};
 use envoy_api::envoy::config::listener::v3::{
@@ -19,7 +21,8 @@ use envoy_api::envoy::extensions::filters::network::http_connection_manager::v3:
     http_filter,
 };
 use envoy_api::envoy::extensions::filters::network::tcp_proxy::v3::{
-    TcpProxy, tcp_proxy::ClusterSpecifier,
+    TcpProxy,
+    tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight},
 };
 use envoy_api::{Any, config_source};
 use model::ir::{self, Serves};
@@ -62,6 +65,11 @@ pub(crate) fn listener(listener: &ir::Listener) -> Listener {
                 &OriginalDst::default(),
             )],
             default_filter_chain: Some(tcp_chain(otherwise, access_log)),
+            ..common
+        },
+        Serves::Tcp { clusters } => Listener {
+            bind_to_port: Some(false),
+            default_filter_chain: Some(split_chain(name, clusters, access_log)),
             ..common
         },
         Serves::Outbound { route_config, otherwise } => {
@@ -118,10 +126,29 @@ fn http_chain(manager: &HttpConnectionManager) -> FilterChain {
     chain("envoy.filters.network.http_connection_manager", manager)
 }
 
-fn tcp_chain(cluster: &str, access_log: Vec<AccessLog>) -> FilterChain {
+fn tcp_chain(cluster: &Arc<str>, access_log: Vec<AccessLog>) -> FilterChain {
+    split_chain(cluster, &[(Arc::clone(cluster), 1)], access_log)
+}
+
+fn split_chain(
+    name: &str,
+    clusters: &[(Arc<str>, u32)],
+    access_log: Vec<AccessLog>,
+) -> FilterChain {
+    let weighted = |(name, weight): &(Arc<str>, u32)| ClusterWeight {
+        name: name.to_string(),
+        weight: *weight,
+        ..Default::default()
+    };
+    let specifier = match clusters {
+        [(only, _)] => ClusterSpecifier::Cluster(only.to_string()),
+        several => ClusterSpecifier::WeightedClusters(WeightedCluster {
+            clusters: several.iter().map(weighted).collect(),
+        }),
+    };
     let proxy = TcpProxy {
-        stat_prefix: cluster.to_owned(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        stat_prefix: name.to_owned(),
+        cluster_specifier: Some(specifier),
         access_log,
         ..Default::default()
     };

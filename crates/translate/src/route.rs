@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use envoy_api::envoy::config::core::v3::{DataSource, data_source};
 use envoy_api::envoy::config::route::v3::{
     DirectResponseAction, RedirectAction, RetryPolicy, Route, RouteAction, RouteConfiguration,
     Vhds, VirtualHost, WeightedCluster,
@@ -64,8 +65,12 @@ fn route(route: &ir::Route) -> Route {
     let ir::Route { name, matcher, action, origins: _ } = route;
     let action = match action {
         ir::Action::Redirect(to) => Action::Redirect(redirect(to)),
-        ir::Action::Respond { status } => Action::DirectResponse(DirectResponseAction {
+        ir::Action::Respond { status, body } => Action::DirectResponse(DirectResponseAction {
             status: u32::from(*status),
+            body: body.as_ref().map(|text| DataSource {
+                specifier: Some(data_source::Specifier::InlineString(text.to_string())),
+                ..Default::default()
+            }),
             ..Default::default()
         }),
         ir::Action::Forward { clusters, rewrite, timeout, retries } => {

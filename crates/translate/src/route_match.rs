@@ -38,13 +38,16 @@ pub(crate) fn route_match(matcher: &ir::RouteMatch) -> RouteMatch {
 }
 
 fn header(condition: &HeaderMatch) -> HeaderMatcher {
-    let HeaderMatch { name, value } = condition;
+    let HeaderMatch { name, value, invert } = condition;
     let specifier = match string_matcher(value) {
         None => HeaderMatchSpecifier::PresentMatch(true),
         Some(matcher) => HeaderMatchSpecifier::StringMatch(matcher),
     };
     HeaderMatcher {
         name: name.to_string(),
+        // A header that is not there is not the value either.
+        treat_missing_header_as_empty: *invert && *value != StringMatch::Present,
+        invert_match: *invert,
         header_match_specifier: Some(specifier),
         ..Default::default()
     }

@@ -144,6 +144,7 @@ fn rules(n: u32, weight: u32) -> Change {
                 retries: None,
             }),
         }],
+        tcp: vec![],
     };
     one(owner("VirtualService", &namespace(n), &format!("s{n}")), Row::RouteRules(row.into()))
 }

@@ -122,7 +122,7 @@ fn given_a_sidecar_then_it_is_said_what_is_not_configured_yet() {
     let folder = Folder::with("mesh.yaml", MESH);
     let node = "sidecar~10.0.0.9~web-1.edge~edge.svc.cluster.local";
     let ran = folder.run(&["render", "-f", ".", "--node", node]);
-    ran.says(0, &["what leaves a sidecar by HTTP, nothing else yet"]);
+    ran.says(0, &["what leaves a sidecar, not yet what comes in"]);
     assert!(ran.dump().to_string().contains("virtualOutbound"));
 }
 

@@ -38,6 +38,12 @@ pub enum Serves {
         /// The cluster.
         otherwise: Arc<str>,
     },
+    /// Connections that leave a workload for an address of a service; they are handed over by the
+    /// listener that captures.
+    Tcp {
+        /// Clusters and their shares, none of which is zero.
+        clusters: Vec<(Arc<str>, u32)>,
+    },
     /// What leaves a workload for a port; it is handed over by the listener that captures.
     Outbound {
         /// The RouteConfiguration that decides about HTTP.
@@ -54,15 +60,16 @@ impl Serves {
     pub fn route_config(&self) -> Option<&Arc<str>> {
         match self {
             Self::Edge { route_config } | Self::Outbound { route_config, .. } => Some(route_config),
-            Self::Captured { .. } => None,
+            Self::Captured { .. } | Self::Tcp { .. } => None,
         }
     }
 
-    /// The cluster that it names itself.
-    pub fn cluster(&self) -> Option<&Arc<str>> {
+    /// The clusters that it names itself.
+    pub fn clusters(&self) -> Vec<&Arc<str>> {
         match self {
-            Self::Edge { .. } => None,
-            Self::Captured { otherwise } | Self::Outbound { otherwise, .. } => Some(otherwise),
+            Self::Edge { .. } => Vec::new(),
+            Self::Captured { otherwise } | Self::Outbound { otherwise, .. } => vec![otherwise],
+            Self::Tcp { clusters } => clusters.iter().map(|(name, _)| name).collect(),
         }
     }
 }

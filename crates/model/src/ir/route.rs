@@ -125,6 +125,8 @@ pub enum Action {
     Respond {
         /// Status.
         status: u16,
+        /// Body, if any.
+        body: Option<Arc<str>>,
     },
 }
 

@@ -73,7 +73,7 @@ impl Query for Outcome {
     fn run(&self, view: &View<'_>) -> Self::Value {
         let Some(rules) = view.rules(&self.rules) else { return Vec::new() };
         let of_rule = |rule: &HttpRule| match &rule.action {
-            HttpAction::Redirect(_) => Vec::new(),
+            HttpAction::Redirect(_) | HttpAction::Respond { .. } => Vec::new(),
             HttpAction::Forward(forward) => {
                 let port = request_port(rule).unwrap_or(self.port);
                 let split = examine(view, &self.client, &forward.destinations, port);

@@ -47,7 +47,8 @@ pub(crate) struct GroupOf(pub(crate) Arc<Proxy>);
 impl Group {
     /// Whether its rows are what everybody gets, with the exceptions of its namespace.
     pub(crate) fn shares(&self) -> bool {
-        matches!(&self.role, GroupRole::Sidecar { viewer } if viewer.scope.is_none())
+        let alike = |viewer: &Viewer| viewer.scope.is_none() && viewer.labels.is_empty();
+        matches!(&self.role, GroupRole::Sidecar { viewer } if alike(viewer))
             && self.capabilities.vhds
     }
 }
@@ -66,7 +67,9 @@ impl Query for GroupOf {
             Role::Sidecar => {
                 let client = Client::Namespace(Arc::clone(&proxy.namespace));
                 let scope = sidecar_scope(view, &proxy.namespace, labels);
-                GroupRole::Sidecar { viewer: Viewer { client, scope } }
+                let asked = view.source_labels().into_iter();
+                let carried = asked.filter(|wanted| selects(wanted, labels)).collect();
+                GroupRole::Sidecar { viewer: Viewer { client, scope, labels: carried } }
             }
         };
         let namespace = Arc::clone(&proxy.namespace);

@@ -15,9 +15,7 @@ use super::rules::{Head, RulesHead};
 use super::{Key, precedence};
 use crate::object::ObjectRef;
 use crate::problem::{Problem, Reason};
-use crate::rows::{
-    GatewayName, HostPattern, HttpAction, HttpRule, RouteRules, WeightedDestination,
-};
+use crate::rows::{GatewayName, HostPattern, HttpAction, RouteRules, WeightedDestination};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -40,8 +38,13 @@ impl Query for LintRules {
         bindings(view, &self.0, &rules, &mut out);
         for rule in &rules.http {
             if let HttpAction::Forward(forward) = &rule.action {
-                destinations(view, &self.0, &rules, rule, &forward.destinations, &mut out);
+                let port = request_port(rule).unwrap_or(80);
+                destinations(view, &self.0, &rules, port, &forward.destinations, &mut out);
             }
+        }
+        for rule in &rules.tcp {
+            let port = rule.matches.iter().find_map(|m| m.port).unwrap_or(80);
+            destinations(view, &self.0, &rules, port, &rule.destinations, &mut out);
         }
         host_conflicts(view, &self.0, &rules, &mut out);
         out
@@ -129,6 +132,9 @@ fn bindings(view: &View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<
             gateways: Vec::new(),
             export_to: None,
             has_http: false,
+            has_tcp: false,
+            source_labels: BTreeSet::new(),
+            source_namespaces: BTreeSet::new(),
             destinations: BTreeSet::new(),
         };
         if servers.iter().all(|patterns| served_domains(patterns, &only).is_empty()) {
@@ -149,11 +155,10 @@ fn destinations(
     view: &View<'_>,
     id: &RowId,
     rules: &RouteRules,
-    rule: &HttpRule,
+    request_port: u16,
     destinations: &[WeightedDestination],
     out: &mut BTreeSet<Problem>,
 ) {
-    let request_port = request_port(rule).unwrap_or(80);
     let client = Client::Namespace(Arc::clone(&rules.namespace));
     let examined = examine(view, &client, destinations, request_port);
     for (d, (_, fault)) in destinations.iter().zip(examined) {

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::router::origins;
-use super::{BuiltIn, Servers};
+use super::{BuiltIn, ClusterKey, Servers};
 use crate::ir::{Listener, Serves};
 use crate::names;
 use crate::object::Origins;
 use crate::rows::OutboundPolicy;
+use crate::snapshot::RowId;
 use crate::track::View;
 
 /// Port that captured connections of a workload come to.
@@ -42,6 +43,25 @@ pub(super) fn virtual_outbound(view: &View<'_>, policy: OutboundPolicy) -> Liste
         serves: Serves::Captured { otherwise: BuiltIn::of(policy).name() },
         access_log_file: view.mesh().access_log_file.clone(),
         origins: Origins::default(),
+    }
+}
+
+/// Connections that leave a workload for an address of a service.
+pub(super) fn tcp(
+    view: &View<'_>,
+    address: IpAddr,
+    port: u16,
+    service: &RowId,
+    split: &[(ClusterKey, u32)],
+) -> Listener {
+    let share = |(cluster, weight): &(ClusterKey, u32)| (Arc::clone(&cluster.name), *weight);
+    Listener {
+        name: names::tcp_listener(address, port),
+        bind: Some(address),
+        port,
+        serves: Serves::Tcp { clusters: split.iter().map(share).collect() },
+        access_log_file: view.mesh().access_log_file.clone(),
+        origins: Origins::one(service.origin("")),
     }
 }
 

@@ -6,8 +6,8 @@
 //! | level | queries | read |
 //! |---|---|---|
 //! | 0 | `Mesh`, `RulesHead`, `Carried`, `Chunk`: the endpoints of one slice | rows |
-//! | 1 | `PolicyChain`, `Imported`, `Mentions`: namespaces that a host may be other for | rows by host |
-//! | 2 | `Outcome`: what the destinations of a rule list come to | rules, services, policies |
+//! | 1 | `PolicyChain`, `Imported`, `Excluded`, `Mentions`: namespaces that a host is named for | rows |
+//! | 2 | `Outcome`, `TcpSplit`: what the destinations of rules come to | rules, services, policies |
 //! | 3 | `BaseView`, `PortView`: what sidecars have whatever hosts there are | rules for `*` |
 //! | 4 | `HostView`: what one viewer gets for a host | all of these |
 //! | 5 | `HostViews`, `SidecarRows`, `Group`, `LintRules`, `LintPolicy` | all of these |
@@ -47,12 +47,16 @@ pub(crate) use cluster::Chunk;
 pub(crate) use destination::{Outcome, PolicyChain};
 pub(crate) use group::{Group, GroupOf, GroupRole};
 pub(crate) use lint::{LintPolicy, LintRules};
-pub(crate) use rules::{Carried, RulesHead};
+pub(crate) use rules::{Carried, Excluded, RulesHead};
 pub(crate) use scope::Scope;
 pub(crate) use sidecar::{
-    BaseView, HostView, HostViews, Imported, Mentions, PortView, SidecarRows, Viewer, Views,
+    BaseView, HostView, HostViews, Imported, Mentions, PortView, SidecarRows, TcpSplit, Viewer,
+    Views,
 };
 use virtual_host::BoundRules;
+
+/// Labels of workloads.
+pub(crate) type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
 /// Keys of rows; shared, because each is in many sets.
 pub(crate) type RowSet = BTreeSet<Arc<RowKey>>;
@@ -80,6 +84,17 @@ pub enum RowKey {
         port: u16,
         /// What becomes of what is no HTTP.
         policy: OutboundPolicy,
+    },
+    /// Connections that leave a workload for a service, and are no HTTP.
+    TcpListener {
+        /// Address of the service.
+        address: IpAddr,
+        /// Port of the service.
+        port: u16,
+        /// The service.
+        service: RowId,
+        /// Clusters and their shares.
+        split: Vec<(ClusterKey, u32)>,
     },
     /// The routes of a port.
     RouteConfiguration {
@@ -128,6 +143,8 @@ pub enum HostNames {
         id: RowId,
         /// Whether clients are of the service's namespace.
         own: bool,
+        /// Port of the service.
+        port: u16,
     },
 }
 
@@ -198,6 +215,8 @@ pub(crate) enum Key {
     Carried(Carried),
     Chunk(Chunk),
     Imported(Imported),
+    Excluded(Excluded),
+    TcpSplit(TcpSplit),
     PolicyChain(PolicyChain),
     Mentions(Mentions),
     Outcome(Outcome),
@@ -240,8 +259,8 @@ impl Key {
     pub(crate) fn level(&self) -> u8 {
         match self {
             Self::Mesh | Self::RulesHead(_) | Self::Carried(_) | Self::Chunk(_) => 0,
-            Self::Imported(_) | Self::PolicyChain(_) | Self::Mentions(_) => 1,
-            Self::Outcome(_) => 2,
+            Self::Imported(_) | Self::Excluded(_) | Self::PolicyChain(_) | Self::Mentions(_) => 1,
+            Self::Outcome(_) | Self::TcpSplit(_) => 2,
             Self::BaseView(_) | Self::PortView(_) => 3,
             Self::HostView(_) => 4,
             Self::HostViews(_)
@@ -265,6 +284,8 @@ impl Key {
             Self::Carried(query) => rerun(query, view, old),
             Self::Chunk(query) => rerun(query, view, old),
             Self::Imported(query) => rerun(query, view, old),
+            Self::Excluded(query) => rerun(query, view, old),
+            Self::TcpSplit(query) => rerun(query, view, old),
             Self::PolicyChain(query) => rerun(query, view, old),
             Self::Mentions(query) => rerun(query, view, old),
             Self::Outcome(query) => rerun(query, view, old),
@@ -290,6 +311,12 @@ impl fmt::Display for Key {
             Self::Carried(q) => write!(f, "workloads of {} labelled {:?}", q.namespace, q.labels),
             Self::Chunk(q) => write!(f, "endpoints of {q}"),
             Self::Imported(q) => write!(f, "hosts that {} lets through", q.0.object),
+            Self::Excluded(q) => {
+                write!(f, "conditions of {} that do not hold for {}", q.rules.object, q.client)
+            }
+            Self::TcpSplit(q) => {
+                write!(f, "connections to port {} by {}", q.port, q.rules.object)
+            }
             Self::Mentions(q) => write!(f, "namespaces named for {}", q.0),
             Self::BaseView(q) => write!(f, "what every sidecar of {} has", q.0.client),
             Self::PortView(q) => write!(f, "port {} for {}", q.port, q.viewer.client),
@@ -321,6 +348,9 @@ impl fmt::Display for RowKey {
             Self::VirtualOutbound { .. } => write!(f, "listener {}", names::VIRTUAL_OUTBOUND),
             Self::OutboundListener { port, .. } => {
                 write!(f, "listener {}", names::outbound_listener(*port))
+            }
+            Self::TcpListener { address, port, .. } => {
+                write!(f, "listener {}", names::tcp_listener(*address, *port))
             }
             Self::BuiltIn(which) => write!(f, "cluster {}", which.name()),
             Self::RouteConfiguration { name, .. } => write!(f, "route configuration {name}"),
@@ -361,6 +391,9 @@ impl Query for Arc<RowKey> {
             }
             RowKey::OutboundListener { port, policy } => {
                 Listener(listener::outbound(view, *port, *policy))
+            }
+            RowKey::TcpListener { address, port, service, split } => {
+                Listener(listener::tcp(view, *address, *port, service, split))
             }
             RowKey::RouteConfiguration { name, inline, servers } => {
                 let inline = inline.as_ref().map(|keys| keys.as_slice());

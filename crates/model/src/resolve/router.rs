@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::client::Client;
 use super::destination::Outcome;
 use super::group::Group;
-use super::rules::{Head, RulesHead};
+use super::rules::{Excluded, Head, RulesHead};
 use super::virtual_host::BoundRules;
 use super::{ClusterKey, HostKey, HostNames, Otherwise, RowKey, RowSet, Servers, precedence};
 use crate::hosts;
@@ -37,6 +37,8 @@ struct Opened {
 #[derive(Default)]
 struct Plan {
     rules: Vec<(Option<i64>, BoundRules)>,
+    /// Gateways that a rule list is bound by.
+    bound: BTreeMap<RowId, BTreeSet<GatewayName>>,
     servers: Servers,
 }
 
@@ -57,7 +59,7 @@ pub(super) fn rows(
         let route_config = names::gateway_route_config(bind, port);
         rows.insert(Arc::new(RowKey::GatewayListener { bind, port, servers: servers.clone() }));
         for (domain, plan) in domains(view, group, &opened) {
-            let Plan { rules, servers } = plan;
+            let Plan { rules, bound: _, servers } = plan;
             let rules: Vec<BoundRules> = rules.into_iter().map(|(_, bound)| bound).collect();
             for bound in &rules {
                 add_clusters(bound, &mut rows, &mut missing);
@@ -123,6 +125,7 @@ fn domains(view: &View<'_>, group: &Group, opened: &[Opened]) -> BTreeMap<Arc<st
             for domain in served_domains(&server.hosts, head) {
                 let plan = domains.entry(domain).or_default();
                 push_server(&mut plan.servers, server);
+                plan.bound.entry(id.clone()).or_default().insert(server.bound.clone());
                 match plan.rules.iter_mut().find(|(_, bound)| bound.id == id) {
                     Some((_, known)) => {
                         known.ports.insert(server.declared);
@@ -134,7 +137,8 @@ fn domains(view: &View<'_>, group: &Group, opened: &[Opened]) -> BTreeMap<Arc<st
                             port: server.declared,
                         });
                         let ports = BTreeSet::from([server.declared]);
-                        let bound = BoundRules { id: id.clone(), ports, outcome };
+                        let excluded = Arc::default();
+                        let bound = BoundRules { id: id.clone(), ports, excluded, outcome };
                         plan.rules.push((head.created, bound));
                     }
                 }
@@ -142,6 +146,14 @@ fn domains(view: &View<'_>, group: &Group, opened: &[Opened]) -> BTreeMap<Arc<st
         }
     }
     for plan in domains.values_mut() {
+        for (_, rules) in &mut plan.rules {
+            rules.excluded = view.get(&Excluded {
+                rules: rules.id.clone(),
+                client: client.clone(),
+                labels: BTreeSet::new(),
+                bound: plan.bound.get(&rules.id).cloned().unwrap_or_default(),
+            });
+        }
         plan.rules.sort_by(|(a_created, a), (b_created, b)| {
             precedence(*a_created, &a.id).cmp(&precedence(*b_created, &b.id))
         });

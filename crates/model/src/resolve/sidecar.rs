@@ -13,13 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::client::Client;
-use super::destination::{Outcome, whole};
-use super::rules::{Head, RulesHead};
+use super::destination::{Outcome, examine, whole};
+use super::rules::{Excluded, Head, RulesHead, holds};
 use super::virtual_host::BoundRules;
-use super::{BuiltIn, ClusterKey, HostKey, HostNames, Key, Otherwise, RowKey, RowSet, precedence};
+use super::{
+    BuiltIn, ClusterKey, HostKey, HostNames, Key, Labels, Otherwise, RowKey, RowSet, precedence,
+};
 use crate::hosts;
 use crate::names;
-use crate::rows::{GatewayName, HostPattern, HostScope, OutboundPolicy, SidecarScope, Visibility};
+use crate::rows::{
+    GatewayName, HostPattern, HostScope, OutboundPolicy, Protocol, Service, ServicePort,
+    SidecarScope, TcpMatch, Visibility,
+};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -31,6 +36,16 @@ const DEFAULT_PORT: u16 = 80;
 pub(crate) struct Viewer {
     pub(crate) client: Client,
     pub(crate) scope: Option<RowId>,
+    /// Of the labels that rules ask for, those that the workload carries.
+    pub(crate) labels: BTreeSet<Labels>,
+}
+
+/// What connections to a port come to by a rule list.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TcpSplit {
+    pub(crate) rules: RowId,
+    pub(crate) viewer: Viewer,
+    pub(crate) port: u16,
 }
 
 /// Rows that every sidecar has, whatever hosts there are.
@@ -109,10 +124,10 @@ fn claims(view: &View<'_>, host: &str) -> Vec<Vec<(RowId, Head)>> {
 }
 
 /// The rule list that applies to a host: of the most specific pattern the first in precedence.
-fn winner(view: &View<'_>, host: &str, viewer: &Viewer) -> Option<RowId> {
+fn winner(view: &View<'_>, host: &str, viewer: &Viewer, says: fn(&Head) -> bool) -> Option<RowId> {
     let scope = viewer.scope.as_ref().and_then(|id| view.sidecar_scope(id));
     let applies = |head: &Head| {
-        head.has_http
+        says(head)
             && viewer.client.sees(&view.visibility_of_rules(head))
             && scope.as_ref().is_none_or(|s| lets_through(s, &head.namespace, host))
     };
@@ -128,8 +143,14 @@ fn winner(view: &View<'_>, host: &str, viewer: &Viewer) -> Option<RowId> {
 fn bind(view: &View<'_>, rules: Option<&RowId>, viewer: &Viewer, port: u16) -> Vec<BoundRules> {
     let bound = rules.map(|id| {
         let client = viewer.client.clone();
+        let excluded = view.get(&Excluded {
+            rules: id.clone(),
+            client: client.clone(),
+            labels: viewer.labels.clone(),
+            bound: BTreeSet::from([GatewayName::Mesh]),
+        });
         let outcome = view.get(&Outcome { rules: id.clone(), client, port });
-        BoundRules { id: id.clone(), ports: BTreeSet::from([port]), outcome }
+        BoundRules { id: id.clone(), ports: BTreeSet::from([port]), excluded, outcome }
     });
     bound.into_iter().collect()
 }
@@ -143,13 +164,50 @@ fn add_host(rows: &mut RowSet, key: HostKey) {
     {
         clusters.push(cluster.clone());
     }
+    add_clusters(rows, clusters);
+    rows.insert(Arc::new(RowKey::VirtualHost(key)));
+}
+
+fn add_clusters(rows: &mut RowSet, clusters: impl IntoIterator<Item = ClusterKey>) {
     for cluster in clusters {
         if cluster.has_endpoints {
             rows.insert(Arc::new(RowKey::Endpoints(cluster.clone())));
         }
         rows.insert(Arc::new(RowKey::Cluster(cluster)));
     }
-    rows.insert(Arc::new(RowKey::VirtualHost(key)));
+}
+
+/// Add the listeners of a service's ports that are no HTTP. A service without addresses of its own
+/// is reached by those of its endpoints, as the client meant.
+fn add_tcp(
+    view: &View<'_>,
+    rows: &mut RowSet,
+    host: &str,
+    viewer: &Viewer,
+    (id, service): (&RowId, &Service),
+) {
+    let is_tcp = |p: &&ServicePort| matches!(p.protocol, Protocol::Tcp | Protocol::Tls);
+    if service.addresses.is_empty() || !service.ports.iter().any(|p| is_tcp(&p)) {
+        return;
+    }
+    let rules = winner(view, host, viewer, |head| head.has_tcp);
+    for port in service.ports.iter().filter(is_tcp).map(|p| p.number) {
+        let by_rules = rules.clone().and_then(|rules| {
+            (*view.get(&TcpSplit { rules, viewer: viewer.clone(), port })).clone()
+        });
+        let split =
+            by_rules.unwrap_or_else(|| vec![(whole(view, &viewer.client, id, service, port), 1)]);
+        add_clusters(rows, split.iter().map(|(cluster, _)| cluster.clone()));
+        let owned = service.addresses.iter().filter(|address| view.owns(id, **address, port));
+        for address in owned {
+            rows.insert(Arc::new(RowKey::TcpListener {
+                address: *address,
+                port,
+                service: id.clone(),
+                split: split.clone(),
+            }));
+        }
+    }
 }
 
 /// Namespaces that a visibility names.
@@ -185,7 +243,7 @@ impl Query for PortView {
         let Self { viewer, port } = self;
         let policy = outbound_policy(view, viewer);
         let name = names::outbound_route_config(*port);
-        let rules = winner(view, "*", viewer);
+        let rules = winner(view, "*", viewer, |head| head.has_http);
         let mut rows = RowSet::from([
             Arc::new(RowKey::OutboundListener { port: *port, policy }),
             Arc::new(RowKey::RouteConfiguration {
@@ -221,7 +279,10 @@ impl Query for HostView {
         let Self { host, viewer } = self;
         let mut rows = RowSet::new();
         let service = view.service(host, &viewer.client);
-        let rules = winner(view, host, viewer);
+        let rules = winner(view, host, viewer, |head| head.has_http);
+        if let Some((id, service)) = &service {
+            add_tcp(view, &mut rows, host, viewer, (id, service));
+        }
         let ports: BTreeSet<u16> = match &service {
             Some((_, service)) => {
                 let http = service.ports.iter().filter(|p| p.protocol.is_http());
@@ -233,7 +294,11 @@ impl Query for HostView {
         for port in ports {
             let (names, otherwise) = match &service {
                 Some((id, row)) => (
-                    HostNames::Service { id: id.clone(), own: viewer.client.is_of(&row.namespace) },
+                    HostNames::Service {
+                        id: id.clone(),
+                        own: viewer.client.is_of(&row.namespace),
+                        port,
+                    },
                     Otherwise::Cluster(whole(view, &viewer.client, id, row, port)),
                 ),
                 None => (HostNames::Domain, Otherwise::NotFound),
@@ -265,13 +330,16 @@ impl Query for HostViews {
 
     fn run(&self, view: &View<'_>) -> Views {
         let host = &self.0;
-        let of =
-            |client| HostView { host: Arc::clone(host), viewer: Viewer { client, scope: None } };
+        let of = |client| HostView {
+            host: Arc::clone(host),
+            viewer: Viewer { client, scope: None, labels: BTreeSet::new() },
+        };
         let everybody = view.get(&of(Client::Anyone));
         let mut namespaces = (*view.get(&Mentions(Arc::clone(host)))).clone();
         namespaces.extend(view.services_of(host).iter().map(|(_, s)| Arc::clone(&s.namespace)));
         for (_, head) in claims(view, host).into_iter().flatten() {
             namespaces.extend(named(view.visibility_of_rules(&head)));
+            namespaces.extend(head.source_namespaces.iter().cloned());
             for destination in &head.destinations {
                 namespaces.extend(view.get(&Mentions(Arc::clone(destination))).iter().cloned());
             }
@@ -337,6 +405,42 @@ impl Query for SidecarRows {
 
     fn key(&self) -> Key {
         Key::SidecarRows(self.clone())
+    }
+}
+
+// === impl TcpSplit ===
+
+impl Query for TcpSplit {
+    /// None when no rule is for such connections.
+    type Value = Option<Vec<(ClusterKey, u32)>>;
+
+    fn run(&self, view: &View<'_>) -> Self::Value {
+        let Self { rules, viewer, port } = self;
+        let list = view.rules(rules)?;
+        let bound = BTreeSet::from([GatewayName::Mesh]);
+        let matches = |m: &TcpMatch| {
+            m.port.is_none_or(|wanted| wanted == *port)
+                && holds(&m.source, &viewer.client, &viewer.labels, &bound)
+        };
+        let rule =
+            list.tcp.iter().find(|r| r.matches.is_empty() || r.matches.iter().any(matches))?;
+        let examined = examine(view, &viewer.client, &rule.destinations, *port);
+        let shares = rule.destinations.iter().zip(examined);
+        let mut split: Vec<(ClusterKey, u32)> = Vec::new();
+        for (destination, (cluster, _)) in shares {
+            let Some(cluster) = cluster else { continue };
+            match split.iter_mut().find(|(known, _)| *known == cluster) {
+                Some((_, weight)) => *weight = weight.saturating_add(destination.weight),
+                None => split.push((cluster, destination.weight)),
+            }
+        }
+        // A weight of nothing is no member of Envoy's split.
+        split.retain(|(_, weight)| *weight > 0);
+        (!split.is_empty()).then_some(split)
+    }
+
+    fn key(&self) -> Key {
+        Key::TcpSplit(self.clone())
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::client::Client;
 use super::rules::Head;
-use super::{MeshSettings, RulesHead, selects};
+use super::{Labels, MeshSettings, RulesHead, selects};
 use crate::hosts;
 use crate::rows::{
     DestinationPolicy, EndpointSlice, Gateway, GatewayName, HostPattern, HostScope, Mesh, Node,
@@ -124,6 +124,13 @@ impl View<'_> {
         self.bucket(&IndexKey::ServiceHost(Arc::clone(host)), |s| &s.services)
     }
 
+    /// Whether a port of an address is this service's: the first that declares it has it.
+    pub(super) fn owns(&self, id: &RowId, address: IpAddr, port: u16) -> bool {
+        let all = self.bucket(&IndexKey::ServiceAddress(address), |s| &s.services);
+        let first = all.iter().find(|(_, s)| s.ports.iter().any(|p| p.number == port));
+        first.is_some_and(|(first, _)| first == id)
+    }
+
     /// Whether a host is but another name of a service's: `reviews.default`,
     /// `reviews.default.svc`.
     pub(super) fn is_alias(&self, host: &str) -> bool {
@@ -159,6 +166,15 @@ impl View<'_> {
         }
         found.retain(|(_, host)| hosts::covers(&pattern.host, host));
         found
+    }
+
+    /// Labels of workloads that conditions of rules for the mesh ask for.
+    pub(super) fn source_labels(&self) -> BTreeSet<Labels> {
+        let ids = self.ids(&IndexKey::SourceLabels, |s| &s.rules);
+        let heads = ids.into_iter().map(|id| self.get(&RulesHead(id)));
+        heads
+            .flat_map(|head| (*head).clone().map(|h| h.source_labels).unwrap_or_default())
+            .collect()
     }
 
     /// Every host that a sidecar may have.

@@ -29,6 +29,8 @@ pub struct BoundRules {
     pub id: RowId,
     /// Gateway ports, as declared, through which it is bound.
     pub ports: BTreeSet<u16>,
+    /// Conditions that cannot hold here, by position of rule and condition.
+    pub excluded: Arc<BTreeSet<(usize, usize)>>,
     /// For each rule and each of its destinations: the cluster, or none when it leaves the split.
     pub outcome: Arc<Vec<Vec<Option<ClusterKey>>>>,
 }
@@ -39,17 +41,17 @@ pub(super) fn virtual_host(view: &View<'_>, key: &HostKey) -> ir::VirtualHost {
     let mesh = view.mesh();
     let mut domains = vec![Arc::clone(domain)];
     let mut service = None;
-    if let HostNames::Service { id, own } = host_names {
+    if let HostNames::Service { id, own, port } = host_names {
         service = Some(id);
-        domains.extend(aliases(view, id, domain, *own));
+        domains.extend(aliases(view, id, domain, *own, *port));
     }
     let mut routes = Vec::new();
     let mut all = Origins::default();
     for bound in rules {
         all.push(bound.id.origin("spec.hosts"));
         let Some(list) = view.rules(&bound.id) else { continue };
-        for (rule, outcome) in list.http.iter().zip(bound.outcome.iter()) {
-            for condition in conditions(rule, &bound.ports) {
+        for (at, (rule, outcome)) in list.http.iter().zip(bound.outcome.iter()).enumerate() {
+            for condition in conditions(at, rule, bound) {
                 routes.push(route(&mesh, &bound.id, rule, outcome, condition));
             }
         }
@@ -75,7 +77,7 @@ pub(super) fn virtual_host(view: &View<'_>, key: &HostKey) -> ir::VirtualHost {
 
 /// Other names of a service's host, and its addresses. Its bare name means it only in its own
 /// namespace.
-fn aliases(view: &View<'_>, id: &RowId, host: &str, own: bool) -> Vec<Arc<str>> {
+fn aliases(view: &View<'_>, id: &RowId, host: &str, own: bool, port: u16) -> Vec<Arc<str>> {
     let Some(service) = view.service_by_id(id) else { return Vec::new() };
     let Service { name, namespace, addresses, .. } = &*service;
     let mut out: Vec<Arc<str>> = Vec::new();
@@ -91,7 +93,7 @@ fn aliases(view: &View<'_>, id: &RowId, host: &str, own: bool) -> Vec<Arc<str>> 
         IpAddr::V4(address) => Arc::from(address.to_string()),
         IpAddr::V6(address) => Arc::from(format!("[{address}]")),
     };
-    out.extend(addresses.iter().map(text));
+    out.extend(addresses.iter().filter(|address| view.owns(id, **address, port)).map(text));
     out
 }
 
@@ -115,7 +117,7 @@ fn fallback(mesh: &Mesh, otherwise: &Otherwise) -> Option<Route> {
             ("allow_any", forward(&Arc::from(names::PASSTHROUGH), never))
         }
         Otherwise::Policy(OutboundPolicy::RegistryOnly) => {
-            ("block_all", Action::Respond { status: 502 })
+            ("block_all", Action::Respond { status: 502, body: None })
         }
     };
     let origins = Origins::default();
@@ -123,12 +125,14 @@ fn fallback(mesh: &Mesh, otherwise: &Otherwise) -> Option<Route> {
 }
 
 /// The conditions of a rule that can hold on these ports; one empty condition where it has none.
-fn conditions<'a>(rule: &'a HttpRule, ports: &BTreeSet<u16>) -> Vec<Option<&'a HttpMatch>> {
+fn conditions<'a>(at: usize, rule: &'a HttpRule, bound: &BoundRules) -> Vec<Option<&'a HttpMatch>> {
     if rule.matches.is_empty() {
         return vec![None];
     }
-    let holds = |m: &&HttpMatch| m.port.is_none_or(|port| ports.contains(&port));
-    rule.matches.iter().filter(holds).map(Some).collect()
+    let holds = |(i, m): &(usize, &HttpMatch)| {
+        m.port.is_none_or(|port| bound.ports.contains(&port)) && !bound.excluded.contains(&(at, *i))
+    };
+    rule.matches.iter().enumerate().filter(holds).map(|(_, m)| Some(m)).collect()
 }
 
 fn route(
@@ -148,6 +152,9 @@ fn route(
             scheme: to.scheme.clone(),
             code: to.code,
         }),
+        HttpAction::Respond { status, body } => {
+            Action::Respond { status: *status, body: body.clone() }
+        }
         HttpAction::Forward(forward) => Action::Forward {
             clusters: weighted(id, &forward.destinations, outcome),
             rewrite: forward.rewrite.clone(),
@@ -201,8 +208,16 @@ impl RouteMatch {
     }
 
     fn from_condition(condition: &HttpMatch) -> Self {
-        let HttpMatch { field: _, name: _, path, ignore_path_case, headers, query, port: _ } =
-            condition;
+        let HttpMatch {
+            field: _,
+            name: _,
+            path,
+            ignore_path_case,
+            headers,
+            query,
+            port: _,
+            source: _,
+        } = condition;
         let ignore_case = *ignore_path_case;
         let path = match path {
             None | Some(StringMatch::Present) => PathMatch::Any,

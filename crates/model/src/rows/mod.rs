@@ -22,8 +22,8 @@ pub use policy::{
 };
 pub use routing::{
     Destination, Forward, GatewayName, HeaderMatch, HttpAction, HttpMatch, HttpRule, PortRedirect,
-    QueryMatch, Redirect, RetryBackOff, RetryPolicy, Rewrite, RouteRules, StringMatch, UriRewrite,
-    WeightedDestination,
+    QueryMatch, Redirect, RetryBackOff, RetryPolicy, Rewrite, RouteRules, Source, StringMatch,
+    TcpMatch, TcpRule, UriRewrite, WeightedDestination,
 };
 pub use scope::{OutboundPolicy, SidecarScope};
 pub use service::{Endpoint, EndpointSlice, Protocol, Service, ServicePort, SlicePort, TargetPort};

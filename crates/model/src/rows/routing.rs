@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** hosts are full; every number is within the bounds that Envoy accepts.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub struct HeaderMatch {
     pub name: Arc<str>,
     /// Its value.
     pub value: StringMatch,
+    /// Whether it must *not* be so; a header that is not there counts as empty.
+    pub invert: bool,
 }
 
 /// What a query parameter must be.
@@ -55,6 +58,39 @@ pub struct HttpMatch {
     pub query: Vec<QueryMatch>,
     /// Port that the request came in on, as the gateway or service declares it.
     pub port: Option<u16>,
+    /// Whose requests.
+    pub source: Source,
+}
+
+/// Proxies for whose requests a condition can hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source {
+    /// Gateways through which they are bound; none = all that the rule list is bound to.
+    pub gateways: Vec<GatewayName>,
+    /// Namespace.
+    pub namespace: Option<Arc<str>>,
+    /// Labels of the workload; never of a gateway.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+/// Conditions on a connection that must all hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TcpMatch {
+    /// Port that the connection was meant for.
+    pub port: Option<u16>,
+    /// Whose connections.
+    pub source: Source,
+}
+
+/// One rule for connections: any of the conditions, then the split.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TcpRule {
+    /// Field path of the rule in its object.
+    pub field: Arc<str>,
+    /// Conditions, any of which suffices; empty = every connection.
+    pub matches: Vec<TcpMatch>,
+    /// The split; at least one.
+    pub destinations: Vec<WeightedDestination>,
 }
 
 /// Where requests go.
@@ -176,6 +212,13 @@ pub enum HttpAction {
     Forward(Forward),
     /// Answer with a redirect.
     Redirect(Redirect),
+    /// Answer.
+    Respond {
+        /// Status, 200 to 599.
+        status: u16,
+        /// Body, if any.
+        body: Option<Arc<str>>,
+    },
 }
 
 /// One rule: any of the conditions, then the action.
@@ -220,6 +263,8 @@ pub struct RouteRules {
     pub export_to: Option<Visibility>,
     /// HTTP rules in the order in which they are tried.
     pub http: Vec<HttpRule>,
+    /// Rules for connections that are no HTTP, in the order in which they are tried.
+    pub tcp: Vec<TcpRule>,
 }
 
 // === impl RetryPolicy ===
@@ -243,5 +288,15 @@ impl Default for RetryPolicy {
             remote_localities: false,
             back_off: None,
         }
+    }
+}
+
+// === impl RouteRules ===
+
+impl RouteRules {
+    /// What its conditions say of who asks.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        let http = self.http.iter().flat_map(|rule| &rule.matches).map(|m| &m.source);
+        http.chain(self.tcp.iter().flat_map(|rule| &rule.matches).map(|m| &m.source))
     }
 }

@@ -10,8 +10,8 @@ use model::rows::{
     DefaultVisibility, Destination, DestinationPolicy, Endpoint, EndpointSlice, Forward, Gateway,
     GatewayName, HostPattern, HostScope, HttpAction, HttpMatch, HttpRule, LbAlgorithm, Locality,
     Mesh, Namespace, Node, OutboundPolicy, Protocol, Rewrite, RouteRules, Server, Service,
-    ServicePort, SidecarScope, SlicePort, StringMatch, Subset, TargetPort, TrafficPolicy,
-    WeightedDestination, Workload,
+    ServicePort, SidecarScope, SlicePort, Source, StringMatch, Subset, TargetPort, TcpMatch,
+    TcpRule, TrafficPolicy, WeightedDestination, Workload,
 };
 use model::{
     Capabilities, Engine, Kind, LayerId, ObjectRef, Proxy, ProxyKey, ResourceId, Row, ScopeId, ir,
@@ -162,8 +162,15 @@ fn rules() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         0..3_u8,
         0..3_u32,
     );
-    (what, (namespace(), visibility(), 0..3_u8)).prop_map(
-        |((n, on, created, to, subset, weight), (namespace, export_to, bound))| {
+    let source = select(vec![
+        Source::default(),
+        Source { namespace: Some("other".into()), ..Source::default() },
+        Source { labels: labels(&[("app", "s0")]), ..Source::default() },
+        Source { labels: labels(&[("app", "s1"), ("version", "v1")]), ..Source::default() },
+        Source { gateways: vec![GatewayName::Mesh], ..Source::default() },
+    ]);
+    (what, (namespace(), visibility(), 0..3_u8, source, any::<bool>())).prop_map(
+        |((n, on, created, to, subset, weight), (namespace, export_to, bound, source, tcp))| {
             let destination = |subset: u8, weight| WeightedDestination {
                 field: "spec.http[0].route[0]".into(),
                 destination: Destination {
@@ -195,6 +202,7 @@ fn rules() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                         headers: vec![],
                         query: vec![],
                         port: None,
+                        source: source.clone(),
                     }],
                     action: HttpAction::Forward(Forward {
                         destinations: vec![destination(subset, 1), destination(0, weight)],
@@ -203,6 +211,14 @@ fn rules() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                         retries: None,
                     }),
                 }],
+                tcp: tcp
+                    .then(|| TcpRule {
+                        field: "spec.tcp[0]".into(),
+                        matches: vec![TcpMatch { port: None, source }],
+                        destinations: vec![destination(subset, 1), destination(0, weight)],
+                    })
+                    .into_iter()
+                    .collect(),
             };
             (owner_in(namespace, "VirtualService", &format!("r{n}")), Row::RouteRules(row.into()))
         },

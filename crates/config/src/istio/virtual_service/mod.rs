@@ -4,123 +4,30 @@
 //!
 //! **Invariant:** a condition that cannot be read drops its rule, never the condition alone.
 
+mod schema;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::rows::{
     Destination, Forward, GatewayName, HeaderMatch, HttpAction, HttpMatch, HttpRule, PortRedirect,
-    QueryMatch, Redirect, Rewrite, RouteRules, StringMatch, UriRewrite, WeightedDestination,
+    QueryMatch, Redirect, Rewrite, RouteRules, Source, StringMatch, TcpMatch, TcpRule, UriRewrite,
+    WeightedDestination,
 };
 use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
-use super::retries::{RETRIES, Retries};
+use super::retries::Retries;
 use super::{decode, nothing};
-use crate::export_to::{EXPORT_TO, visibility};
+use crate::export_to::visibility;
 use crate::kind::Kind;
 use crate::object::RawObject;
-use crate::regex;
-use crate::schema::{OnBad, Type, field, not_yet, parse_time};
-use crate::text::{self, full_host};
+use crate::schema::{Type, parse_time};
+use crate::text::full_host;
+use schema::SPEC;
 
 /// The kind.
 pub(crate) struct VirtualService;
-
-/// None of the three means that the thing is there. One that is bad must not come to mean that.
-const STRING_MATCH: Type = Type::OneOf(
-    &[
-        field("exact", Type::Checked(text::no_control)).or_parent(),
-        field("prefix", Type::Checked(text::no_control)).or_parent(),
-        field("regex", Type::Checked(regex::check)).or_parent(),
-    ],
-    true,
-);
-
-const PORT: Type = Type::Integer(1, 65_535);
-
-/// Every condition is all-or-nothing: one that is bad or not supported takes its match along.
-const MATCH: Type = Type::Strict(&[
-    field("name", Type::Text),
-    field("uri", STRING_MATCH).or_parent(),
-    not_yet("scheme").or_parent(),
-    field("method", STRING_MATCH).or_parent(),
-    field("authority", STRING_MATCH).or_parent(),
-    field("headers", Type::Map(text::header_name, &STRING_MATCH)).or_parent(),
-    field("port", PORT).or_parent(),
-    not_yet("sourceLabels").or_parent(),
-    not_yet("gateways").or_parent(),
-    field("queryParams", Type::Map(text::not_empty, &STRING_MATCH)).or_parent(),
-    field("ignoreUriCase", Type::Bool).or_parent(),
-    not_yet("withoutHeaders").or_parent(),
-    not_yet("sourceNamespace").or_parent(),
-    not_yet("statPrefix"),
-]);
-
-const DESTINATION: Type = Type::Strict(&[
-    field("host", Type::Checked(text::dns_name)).required(),
-    field("subset", Type::Text).or_parent(),
-    field("port", Type::Strict(&[field("number", PORT).or_parent()])).or_parent(),
-]);
-
-const ROUTE: Type = Type::Strict(&[
-    field("destination", DESTINATION).required(),
-    field("weight", Type::Integer(0, i32::MAX as i64)).or_parent(),
-    not_yet("headers"),
-]);
-
-const REDIRECT: Type = Type::Strict(&[
-    field("uri", Type::Checked(text::no_control)).or_parent(),
-    field("authority", Type::Checked(text::no_control)).or_parent(),
-    field("port", PORT).or_parent(),
-    field("derivePort", Type::Enum(&["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"])).or_parent(),
-    field("scheme", Type::Enum(&["http", "https"])).or_parent(),
-    field("redirectCode", Type::Integer(300, 308)).or_parent(),
-    field("prefixRewrite", Type::Checked(text::no_control)).or_parent(),
-]);
-
-const REWRITE: Type = Type::Strict(&[
-    field("uri", Type::Checked(text::no_control)).or_parent(),
-    field("authority", Type::Checked(text::no_control)).or_parent(),
-    field(
-        "uriRegexRewrite",
-        Type::Strict(&[
-            field("match", Type::Checked(regex::check)).required(),
-            field("rewrite", Type::Checked(text::no_control)).or_parent(),
-        ]),
-    )
-    .or_parent(),
-]);
-
-const HTTP: Type = Type::Object(&[
-    field("name", Type::Text),
-    field("match", Type::List(&MATCH, OnBad::Parent)).or_parent(),
-    field("route", Type::List(&ROUTE, OnBad::Parent)).or_parent(),
-    field("redirect", REDIRECT).or_parent(),
-    not_yet("directResponse").or_parent(),
-    not_yet("delegate").or_parent(),
-    field("rewrite", REWRITE).or_parent(),
-    field("timeout", Type::Time(0)),
-    field("retries", Type::Object(RETRIES)),
-    not_yet("fault"),
-    not_yet("mirror"),
-    not_yet("mirrors"),
-    not_yet("mirrorPercent"),
-    not_yet("mirror_percent"),
-    not_yet("mirrorPercentage"),
-    not_yet("corsPolicy"),
-    not_yet("headers"),
-    // Of old versions of the API; upgrades have long been allowed without it.
-    field("websocketUpgrade", Type::Any).inert(),
-]);
-
-const SPEC: Type = Type::Object(&[
-    field("hosts", Type::List(&Type::Checked(text::host), OnBad::Field)).required(),
-    field("gateways", Type::List(&Type::Checked(text::reference), OnBad::Parent)).or_parent(),
-    field("http", Type::List(&HTTP, OnBad::Field)),
-    not_yet("tls"),
-    not_yet("tcp"),
-    field("exportTo", EXPORT_TO).or_parent(),
-]);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -129,6 +36,7 @@ struct Spec {
     hosts: Vec<Option<String>>,
     gateways: Vec<Option<String>>,
     http: Vec<Option<HttpRoute>>,
+    tcp: Vec<Option<TcpRoute>>,
     export_to: Vec<String>,
 }
 
@@ -139,6 +47,7 @@ struct HttpRoute {
     r#match: Vec<Match>,
     route: Vec<RouteDestination>,
     redirect: Option<HttpRedirect>,
+    direct_response: Option<DirectResponse>,
     rewrite: Option<HttpRewrite>,
     timeout: Option<String>,
     retries: Option<Retries>,
@@ -151,10 +60,49 @@ struct Match {
     uri: Option<Text>,
     method: Option<Text>,
     authority: Option<Text>,
+    scheme: Option<Text>,
     headers: BTreeMap<String, Text>,
+    without_headers: BTreeMap<String, Text>,
     query_params: BTreeMap<String, Text>,
     port: Option<u16>,
     ignore_uri_case: bool,
+    #[serde(flatten)]
+    source: Asker,
+}
+
+/// Who asks.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Asker {
+    gateways: Vec<String>,
+    source_namespace: Option<Arc<str>>,
+    source_labels: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct TcpRoute {
+    r#match: Vec<ConnectionMatch>,
+    route: Vec<RouteDestination>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ConnectionMatch {
+    port: Option<u16>,
+    #[serde(flatten)]
+    source: Asker,
+}
+
+#[derive(Deserialize)]
+struct DirectResponse {
+    status: u16,
+    body: Option<Body>,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    string: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -223,11 +171,12 @@ impl Kind for VirtualService {
         let Some(spec) = decode::<Spec>(&mut raw, &SPEC, &mut problems) else {
             return (nothing(raw), problems);
         };
-        let Spec { hosts, gateways, http, export_to } = spec;
+        let Spec { hosts, gateways, http, tcp, export_to } = spec;
         let owner = Arc::clone(&raw.owner);
         let namespace = &owner.namespace;
         let mut lowering = Lowering { owner: &owner, problems: &mut problems };
         let http = (0..).zip(http).filter_map(|(i, r)| lowering.rule(i, r?)).collect();
+        let tcp = (0..).zip(tcp).filter_map(|(i, r)| lowering.tcp_rule(i, r?)).collect();
         let rules = RouteRules {
             namespace: Arc::clone(namespace),
             created: raw.created,
@@ -235,6 +184,7 @@ impl Kind for VirtualService {
             gateways: lowering.gateways(gateways),
             export_to: visibility(export_to.iter().map(String::as_str)).map(|v| v.of(namespace)),
             http,
+            tcp,
         };
         // Without a host that can be used there is nothing to apply rules to.
         let rows =
@@ -285,16 +235,7 @@ impl Lowering<'_> {
         }
         let mut out = Vec::new();
         for name in names.into_iter().flatten() {
-            let gateway = match name.split_once('/') {
-                _ if name == "mesh" => GatewayName::Mesh,
-                Some((namespace, name)) => {
-                    GatewayName::Gateway { namespace: Arc::from(namespace), name: Arc::from(name) }
-                }
-                None => GatewayName::Gateway {
-                    namespace: Arc::clone(&self.owner.namespace),
-                    name: Arc::from(name),
-                },
-            };
+            let gateway = self.gateway(&name);
             if !out.contains(&gateway) {
                 out.push(gateway);
             }
@@ -302,11 +243,67 @@ impl Lowering<'_> {
         out
     }
 
+    fn gateway(&self, name: &str) -> GatewayName {
+        match name.split_once('/') {
+            _ if name == "mesh" => GatewayName::Mesh,
+            Some((namespace, name)) => {
+                GatewayName::Gateway { namespace: Arc::from(namespace), name: Arc::from(name) }
+            }
+            None => GatewayName::Gateway {
+                namespace: Arc::clone(&self.owner.namespace),
+                name: Arc::from(name),
+            },
+        }
+    }
+
+    fn source(&self, asker: Asker) -> Source {
+        let Asker { gateways, source_namespace, source_labels } = asker;
+        Source {
+            gateways: gateways.iter().map(|name| self.gateway(name)).collect(),
+            namespace: source_namespace,
+            labels: source_labels,
+        }
+    }
+
+    fn tcp_rule(&mut self, index: usize, rule: TcpRoute) -> Option<TcpRule> {
+        let TcpRoute { r#match, route } = rule;
+        let path = format!("spec.tcp[{index}]");
+        let condition =
+            |m: ConnectionMatch| TcpMatch { port: m.port, source: self.source(m.source) };
+        let matches = r#match.into_iter().map(condition).collect();
+        if route.is_empty() {
+            self.error(&path, Reason::Required, "needs a `route`");
+            return None;
+        }
+        let destinations = self.split(&path, route)?;
+        Some(TcpRule { field: Arc::from(path), matches, destinations })
+    }
+
     fn rule(&mut self, index: usize, rule: HttpRoute) -> Option<HttpRule> {
-        let HttpRoute { name, r#match, route, redirect, rewrite, timeout, retries } = rule;
+        let HttpRoute {
+            name,
+            r#match,
+            route,
+            redirect,
+            direct_response,
+            rewrite,
+            timeout,
+            retries,
+        } = rule;
         let path = format!("spec.http[{index}]");
-        let matches =
-            (0..).zip(r#match).map(|(i, m)| condition(format!("{path}.match[{i}]"), m)).collect();
+        let field = |i: usize| format!("{path}.match[{i}]");
+        let matches = (0..).zip(r#match).map(|(i, m)| self.condition(field(i), m)).collect();
+        if let Some(DirectResponse { status, body }) = direct_response {
+            if !route.is_empty() || redirect.is_some() {
+                let message = "has `directResponse` beside `route` or `redirect`; keep one of them";
+                self.error(&path, Reason::WrongType, message);
+                return None;
+            }
+            let body = body.and_then(|b| b.string).map(Arc::from);
+            let action = HttpAction::Respond { status, body };
+            let name = name.map(Arc::from);
+            return Some(HttpRule { field: Arc::from(path), name, matches, action });
+        }
         let action = match (route.is_empty(), redirect) {
             (false, Some(_)) => {
                 let message = "has both `route` and `redirect`; remove one of them";
@@ -314,7 +311,11 @@ impl Lowering<'_> {
                 return None;
             }
             (true, None) => {
-                self.error(&path, Reason::Required, "needs a `route` or a `redirect`");
+                self.error(
+                    &path,
+                    Reason::Required,
+                    "needs a `route`, a `redirect` or a `directResponse`",
+                );
                 return None;
             }
             (true, Some(to)) => {
@@ -441,30 +442,46 @@ impl Lowering<'_> {
             code,
         })
     }
-}
 
-fn condition(field: String, m: Match) -> HttpMatch {
-    let Match { name, uri, method, authority, headers, query_params, port, ignore_uri_case } = m;
-    let header = |name: &str, value: Text| HeaderMatch {
-        name: Arc::from(name.to_ascii_lowercase()),
-        value: value.lower(),
-    };
-    let mut all: Vec<HeaderMatch> = Vec::new();
-    all.extend(method.map(|t| header(":method", t)));
-    all.extend(authority.map(|t| header(":authority", t)));
-    all.extend(headers.into_iter().map(|(name, value)| header(&name, value)));
-    all.sort();
-    HttpMatch {
-        field: Arc::from(field),
-        name: name.filter(|n| !n.is_empty()).map(Arc::from),
-        path: uri.map(Text::lower),
-        ignore_path_case: ignore_uri_case,
-        headers: all,
-        query: query_params
-            .into_iter()
-            .map(|(name, value)| QueryMatch { name: Arc::from(name), value: value.lower() })
-            .collect(),
-        port,
+    fn condition(&self, field: String, m: Match) -> HttpMatch {
+        let Match {
+            name,
+            uri,
+            method,
+            authority,
+            scheme,
+            headers,
+            without_headers,
+            query_params,
+            port,
+            ignore_uri_case,
+            source,
+        } = m;
+        let header = |name: &str, value: Text, invert| HeaderMatch {
+            name: Arc::from(name.to_ascii_lowercase()),
+            value: value.lower(),
+            invert,
+        };
+        let mut all: Vec<HeaderMatch> = Vec::new();
+        all.extend(method.map(|t| header(":method", t, false)));
+        all.extend(authority.map(|t| header(":authority", t, false)));
+        all.extend(scheme.map(|t| header(":scheme", t, false)));
+        all.extend(headers.into_iter().map(|(name, value)| header(&name, value, false)));
+        all.extend(without_headers.into_iter().map(|(name, value)| header(&name, value, true)));
+        all.sort();
+        HttpMatch {
+            field: Arc::from(field),
+            name: name.filter(|n| !n.is_empty()).map(Arc::from),
+            path: uri.map(Text::lower),
+            ignore_path_case: ignore_uri_case,
+            headers: all,
+            query: query_params
+                .into_iter()
+                .map(|(name, value)| QueryMatch { name: Arc::from(name), value: value.lower() })
+                .collect(),
+            port,
+            source: self.source(source),
+        }
     }
 }
 

@@ -1,0 +1,133 @@
+//! What a VirtualService may hold: every field of the API.
+//!
+//! **Invariant:** a condition that is bad, or not supported, takes its match along.
+
+use super::super::retries::RETRIES;
+use crate::export_to::EXPORT_TO;
+use crate::regex;
+use crate::schema::{OnBad, Type, field, not_yet};
+use crate::text;
+
+/// None of the three means that the thing is there. One that is bad must not come to mean that.
+const STRING_MATCH: Type = Type::OneOf(
+    &[
+        field("exact", Type::Checked(text::no_control)).or_parent(),
+        field("prefix", Type::Checked(text::no_control)).or_parent(),
+        field("regex", Type::Checked(regex::check)).or_parent(),
+    ],
+    true,
+);
+
+const PORT: Type = Type::Integer(1, 65_535);
+
+/// Every condition is all-or-nothing: one that is bad or not supported takes its match along.
+const MATCH: Type = Type::Strict(&[
+    field("name", Type::Text),
+    field("uri", STRING_MATCH).or_parent(),
+    field("scheme", STRING_MATCH).or_parent(),
+    field("method", STRING_MATCH).or_parent(),
+    field("authority", STRING_MATCH).or_parent(),
+    field("headers", Type::Map(text::header_name, &STRING_MATCH)).or_parent(),
+    field("port", PORT).or_parent(),
+    field("sourceLabels", LABELS).or_parent(),
+    field("gateways", GATEWAYS).or_parent(),
+    field("queryParams", Type::Map(text::not_empty, &STRING_MATCH)).or_parent(),
+    field("ignoreUriCase", Type::Bool).or_parent(),
+    field("withoutHeaders", Type::Map(text::header_name, &STRING_MATCH)).or_parent(),
+    field("sourceNamespace", Type::Checked(text::dns_name)).or_parent(),
+    not_yet("statPrefix"),
+]);
+
+const LABELS: Type = Type::Map(text::not_empty, &Type::Text);
+
+const GATEWAYS: Type = Type::List(&Type::Checked(text::reference), OnBad::Parent);
+
+/// As `MATCH`, of connections.
+const TCP_MATCH: Type = Type::Strict(&[
+    not_yet("destinationSubnets").or_parent(),
+    field("port", PORT).or_parent(),
+    not_yet("sourceSubnet").or_parent(),
+    field("sourceLabels", LABELS).or_parent(),
+    field("gateways", GATEWAYS).or_parent(),
+    field("sourceNamespace", Type::Checked(text::dns_name)).or_parent(),
+]);
+
+const TCP: Type = Type::Object(&[
+    field("match", Type::List(&TCP_MATCH, OnBad::Parent)).or_parent(),
+    field("route", Type::List(&ROUTE, OnBad::Parent)).required(),
+]);
+
+const DIRECT_RESPONSE: Type = Type::Strict(&[
+    field("status", Type::Integer(200, 599)).required(),
+    field(
+        "body",
+        Type::Strict(&[field("string", Type::Text).or_parent(), not_yet("bytes").or_parent()]),
+    )
+    .or_parent(),
+]);
+
+const DESTINATION: Type = Type::Strict(&[
+    field("host", Type::Checked(text::dns_name)).required(),
+    field("subset", Type::Text).or_parent(),
+    field("port", Type::Strict(&[field("number", PORT).or_parent()])).or_parent(),
+]);
+
+const ROUTE: Type = Type::Strict(&[
+    field("destination", DESTINATION).required(),
+    field("weight", Type::Integer(0, i32::MAX as i64)).or_parent(),
+    not_yet("headers"),
+]);
+
+const REDIRECT: Type = Type::Strict(&[
+    field("uri", Type::Checked(text::no_control)).or_parent(),
+    field("authority", Type::Checked(text::no_control)).or_parent(),
+    field("port", PORT).or_parent(),
+    field("derivePort", Type::Enum(&["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"])).or_parent(),
+    field("scheme", Type::Enum(&["http", "https"])).or_parent(),
+    field("redirectCode", Type::Integer(300, 308)).or_parent(),
+    field("prefixRewrite", Type::Checked(text::no_control)).or_parent(),
+]);
+
+const REWRITE: Type = Type::Strict(&[
+    field("uri", Type::Checked(text::no_control)).or_parent(),
+    field("authority", Type::Checked(text::no_control)).or_parent(),
+    field(
+        "uriRegexRewrite",
+        Type::Strict(&[
+            field("match", Type::Checked(regex::check)).required(),
+            field("rewrite", Type::Checked(text::no_control)).or_parent(),
+        ]),
+    )
+    .or_parent(),
+]);
+
+const HTTP: Type = Type::Object(&[
+    field("name", Type::Text),
+    field("match", Type::List(&MATCH, OnBad::Parent)).or_parent(),
+    field("route", Type::List(&ROUTE, OnBad::Parent)).or_parent(),
+    field("redirect", REDIRECT).or_parent(),
+    field("directResponse", DIRECT_RESPONSE).or_parent(),
+    not_yet("delegate").or_parent(),
+    field("rewrite", REWRITE).or_parent(),
+    field("timeout", Type::Time(0)),
+    field("retries", Type::Object(RETRIES)),
+    not_yet("fault"),
+    not_yet("mirror"),
+    not_yet("mirrors"),
+    not_yet("mirrorPercent"),
+    not_yet("mirror_percent"),
+    not_yet("mirrorPercentage"),
+    not_yet("corsPolicy"),
+    not_yet("headers"),
+    // Of old versions of the API; upgrades have long been allowed without it.
+    field("websocketUpgrade", Type::Any).inert(),
+]);
+
+pub(super) const SPEC: Type = Type::Object(&[
+    field("hosts", Type::List(&Type::Checked(text::host), OnBad::Field)).required(),
+    field("gateways", GATEWAYS).or_parent(),
+    field("http", Type::List(&HTTP, OnBad::Field)),
+    not_yet("tls"),
+    field("tcp", Type::List(&TCP, OnBad::Field)),
+    field("exportTo", EXPORT_TO).or_parent(),
+]);
