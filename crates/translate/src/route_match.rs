@@ -49,7 +49,6 @@ fn header(condition: &HeaderMatch) -> HeaderMatcher {
         treat_missing_header_as_empty: *invert && *value != StringMatch::Present,
         invert_match: *invert,
         header_match_specifier: Some(specifier),
-        ..Default::default()
     }
 }
 

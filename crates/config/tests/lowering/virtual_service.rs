@@ -116,9 +116,9 @@ fn given_a_match_that_cannot_be_read_then_its_rule_is_dropped_and_only_it() {
         ("{port: http}", "port", Reason::WrongType),
         ("{ignoreUriCase: 'yes'}", "ignoreUriCase", Reason::WrongType),
         ("{queryParams: {q: {regex: '[a--b]'}}}", "queryParams.q.regex", Reason::WrongType),
-        ("{scheme: {exact: http}}", "scheme", Reason::NotSupported),
-        ("{withoutHeaders: {x: {}}}", "withoutHeaders", Reason::NotSupported),
-        ("{sourceLabels: {a: b}}", "sourceLabels", Reason::NotSupported),
+        ("{scheme: http}", "scheme", Reason::WrongType),
+        ("{withoutHeaders: {x: a}}", "withoutHeaders.x", Reason::WrongType),
+        ("{sourceLabels: {a: 1}}", "sourceLabels.a", Reason::WrongType),
     ] {
         let problem = dropped(&format!("{{match: [{{uri: {{prefix: /ok}}}}, {condition}], {to}}}"));
         let field = format!("spec.http[0].match[1].{field}");
@@ -283,7 +283,8 @@ fn given_no_action_or_two_then_the_rule_is_dropped() {
         dropped("{route: [{destination: {}}]}").field,
         "spec.http[0].route[0].destination.host"
     );
-    assert_eq!(dropped("{directResponse: {status: 200}}").reason, Reason::NotSupported);
+    assert_eq!(dropped("{directResponse: {status: 99}}").reason, Reason::OutOfRange);
+    assert_eq!(dropped("{delegate: {name: b}}").reason, Reason::NotSupported);
     assert_eq!(dropped("{delegate: {name: x}}").reason, Reason::NotSupported);
     assert_eq!(dropped("null").field, "spec.http[0]");
 }
