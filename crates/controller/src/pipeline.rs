@@ -15,16 +15,16 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
-use model::{Batch, Engine, ObjectRef, ProxyKey, Severity, Update};
+use model::{Batch, Engine, ProxyKey, Severity, Update};
 use tokio::sync::{mpsc, watch};
 use xds::{ScopeId, StreamId};
 
-use crate::event::{Event, FileProblem, SourceObject, SourceUpdate};
+use crate::event::{Event, FileProblem, SourceUpdate};
 use crate::metrics;
 use crate::problems::Rejections;
 use crate::publish::Offer;
 use crate::pushes::{Push, Pushes};
-use crate::world::{Shared, World};
+use crate::world::{Objects, Shared, World};
 
 /// Events taken into one batch at most, so that a storm is published now and then.
 const BATCH: usize = 4096;
@@ -34,7 +34,7 @@ pub(crate) struct Pipeline {
     shared: Arc<Shared>,
     engine: Engine,
     offer: Offer,
-    objects: Arc<BTreeMap<Arc<ObjectRef>, Arc<SourceObject>>>,
+    objects: Objects,
     files: Arc<Vec<FileProblem>>,
     streams: BTreeMap<ProxyKey, Stream>,
     rejections: Rejections,
@@ -77,7 +77,7 @@ impl Pipeline {
             shared,
             engine: Engine::new(),
             offer: Offer::default(),
-            objects: Arc::default(),
+            objects: Objects::default(),
             files: Arc::default(),
             streams: BTreeMap::new(),
             rejections: Rejections::default(),
@@ -168,7 +168,7 @@ impl Pipeline {
         self.shared.world.store(Arc::new(world));
         if first {
             self.shared.ready.send_replace(true);
-            tracing::info!(objects = self.objects.len(), "sources are synced; serving");
+            tracing::info!(objects = self.objects.size(), "sources are synced; serving");
         }
         metrics::batch(took, count);
         tracing::debug!(events = count, resources = resources.len(), ?took, "batch");
@@ -179,11 +179,12 @@ impl Pipeline {
             Event::Source(SourceUpdate { objects, files }) => {
                 gathered.sources = true;
                 for (change, object) in objects {
-                    let all = Arc::make_mut(&mut self.objects);
                     match object {
-                        Some(object) => all.insert(Arc::clone(&change.owner), object),
-                        None => all.remove(&change.owner),
-                    };
+                        Some(object) => {
+                            self.objects.insert_mut(Arc::clone(&change.owner), object);
+                        }
+                        None => drop(self.objects.remove_mut(&change.owner)),
+                    }
                     gathered.batch.changes.push(change);
                 }
                 if let Some(files) = files {
@@ -252,7 +253,7 @@ impl Pipeline {
         problems.extend(self.rejections.problems());
         World {
             revision: self.offer.revision(),
-            objects: Arc::clone(&self.objects),
+            objects: self.objects.clone(),
             files: Arc::clone(&self.files),
             problems: Arc::new(problems),
             pushes: self.pushes.clone(),

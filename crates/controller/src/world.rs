@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use model::{ObjectRef, Origin, Problem, ResourceId, ir};
+use rpds::RedBlackTreeMapSync;
 use tokio::sync::watch;
 use xds::{EncodedResource, Publisher, ResourceType, ScopeId};
 
@@ -29,6 +30,9 @@ pub(crate) struct Shared {
     pub(crate) sources: Arc<SourceStates>,
 }
 
+/// Objects as their sources have them; taking one over costs the same however many there are.
+pub(crate) type Objects = RedBlackTreeMapSync<Arc<ObjectRef>, Arc<SourceObject>>;
+
 /// Resources of a scope: what is offered, and the `ir` it was made of.
 pub(crate) type Offered =
     BTreeMap<(ResourceType, Arc<str>), (Arc<EncodedResource>, Arc<ir::Resource>)>;
@@ -39,7 +43,7 @@ pub(crate) struct World {
     /// Grows with every publication.
     pub(crate) revision: u64,
     /// Objects as their sources have them.
-    pub(crate) objects: Arc<BTreeMap<Arc<ObjectRef>, Arc<SourceObject>>>,
+    pub(crate) objects: Objects,
     /// What is wrong with files as a whole.
     pub(crate) files: Arc<Vec<FileProblem>>,
     /// What is wrong between objects, with what was made of them, and what proxies rejected.
