@@ -50,6 +50,18 @@ impl View<'_> {
         .collect()
     }
 
+    /// The first row in a bucket, with its content.
+    pub(super) fn first<T: Indexed>(
+        &self,
+        key: &IndexKey,
+        table: fn(&Snapshot) -> &Table<T>,
+    ) -> Option<Arc<T>> {
+        self.note(Fact::Members(key.clone()));
+        let (id, row) = table(self.snapshot).find(key).next()?;
+        self.note(Fact::Row(id.clone()));
+        Some(Arc::clone(row))
+    }
+
     pub(super) fn gateway(&self, id: &RowId) -> Option<Arc<Gateway>> {
         self.note(Fact::Row(id.clone()));
         self.snapshot.gateways.get(id).map(|(_, row)| Arc::clone(row))
@@ -185,7 +197,7 @@ impl View<'_> {
 
     pub(super) fn node(&self, name: &Arc<str>) -> Option<Arc<Node>> {
         let key = IndexKey::Node(Arc::clone(name));
-        self.bucket(&key, |s| &s.nodes).into_iter().next().map(|(_, node)| node)
+        self.first(&key, |s| &s.nodes)
     }
 
     pub(super) fn sidecar_scope(&self, id: &RowId) -> Option<Arc<SidecarScope>> {
@@ -254,12 +266,12 @@ impl View<'_> {
 
     pub(super) fn workload(&self, namespace: &Arc<str>, name: &Arc<str>) -> Option<Arc<Workload>> {
         let key = IndexKey::WorkloadName(Arc::clone(namespace), Arc::clone(name));
-        self.bucket(&key, |s| &s.workloads).into_iter().next().map(|(_, w)| w)
+        self.first(&key, |s| &s.workloads)
     }
 
     pub(super) fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
         let key = IndexKey::WorkloadAddress(address);
-        self.bucket(&key, |s| &s.workloads).into_iter().next().map(|(_, w)| w)
+        self.first(&key, |s| &s.workloads)
     }
 
     /// Whether a workload of the namespace carries all these labels; no for an empty selector.
