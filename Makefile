@@ -35,7 +35,10 @@ demo: ## Watch a canary split move through a real Envoy while its YAML is edited
 bench: ## Measure the engine and the certificate service alone, and start, latency and bytes with a real Envoy
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench --bin bench_engine --bin bench_identity --bin leash && \
-	"$(TARGET)/release/bench_engine" && "$(TARGET)/release/bench" && exec "$(TARGET)/release/bench_identity"
+	missed=; for bench in bench_engine bench bench_identity; do \
+		"$(TARGET)/release/$$bench" || missed="$$missed $$bench"; \
+	done; \
+	if [ -n "$$missed" ]; then echo "bars were missed, or something failed:$$missed"; exit 1; fi
 
 bench-cluster: ## Measure reading a large cluster, memory, and a write's way to a proxy, as root
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_cluster --bin leash && \
