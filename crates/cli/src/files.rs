@@ -5,6 +5,7 @@
 //! **Invariant:** the order is that of sorted paths, so that the same files give the same output.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,11 +52,16 @@ impl Files {
     /// Read every file that the paths name; folders are walked.
     pub(crate) fn read(paths: &[PathBuf]) -> Result<Self> {
         let mut all = Vec::new();
+        let mut files = Self::default();
         for path in paths {
-            collect(path, 0, &mut all)?;
+            match path.to_str() {
+                Some("-") if files.texts.is_empty() => files.add_stdin()?,
+                // There is no more to read the second time.
+                Some("-") => {}
+                _ => collect(path, 0, &mut all)?,
+            }
         }
         all.sort();
-        let mut files = Self::default();
         // One file may be named in two ways.
         let mut seen = BTreeSet::new();
         for path in all {
@@ -68,7 +74,8 @@ impl Files {
 
     /// Read one more file as mesh settings.
     pub(crate) fn read_mesh_config(&mut self, path: &Path) -> Result<()> {
-        let Some((file, text)) = self.text_of(path.to_owned())? else { return Ok(()) };
+        let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let Some((file, text)) = self.text_of(path.to_owned(), &bytes) else { return Ok(()) };
         match config::read_mesh_config(&source(), &text) {
             Ok(object) => self.take(file, object),
             Err(error) => {
@@ -79,7 +86,20 @@ impl Files {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
-        let Some((file, text)) = self.text_of(path)? else { return Ok(()) };
+        let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        self.add_bytes(path, &bytes);
+        Ok(())
+    }
+
+    fn add_stdin(&mut self) -> Result<()> {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).context("reading standard input")?;
+        self.add_bytes(PathBuf::from("<stdin>"), &bytes);
+        Ok(())
+    }
+
+    fn add_bytes(&mut self, path: PathBuf, bytes: &[u8]) {
+        let Some((file, text)) = self.text_of(path, bytes) else { return };
         let read = config::read(&source(), &text);
         for error in read.syntax {
             self.unreadable.push(Unreadable { file, at: error.at, message: error.message });
@@ -91,23 +111,21 @@ impl Files {
         for object in read.objects {
             self.take(file, object);
         }
-        Ok(())
     }
 
     /// The text of a file, kept for messages. None where it is no text, which is noted.
-    fn text_of(&mut self, path: PathBuf) -> Result<Option<(usize, Arc<str>)>> {
-        let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    fn text_of(&mut self, path: PathBuf, bytes: &[u8]) -> Option<(usize, Arc<str>)> {
         let file = self.texts.len();
-        let text: Arc<str> = String::from_utf8_lossy(&bytes).into();
+        let text: Arc<str> = String::from_utf8_lossy(bytes).into();
         self.texts.push((path, Arc::clone(&text)));
-        let Err(error) = std::str::from_utf8(&bytes) else { return Ok(Some((file, text))) };
+        let Err(error) = std::str::from_utf8(bytes) else { return Some((file, text)) };
         let before = String::from_utf8_lossy(&bytes[..error.valid_up_to()]).into_owned();
         let number = |n: usize| u32::try_from(n + 1).unwrap_or(u32::MAX);
         let line = number(before.matches('\n').count());
         let column = number(before.rsplit('\n').next().unwrap_or_default().chars().count());
         let message = "the file is not UTF-8 from here on; save it as UTF-8".to_owned();
         self.unreadable.push(Unreadable { file, at: Mark { line, column }, message });
-        Ok(None)
+        None
     }
 
     /// Take an object over. Of two files with one object, the first by path is in force.

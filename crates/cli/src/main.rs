@@ -5,6 +5,7 @@
 mod admin;
 mod bootstrap;
 mod ca;
+mod check;
 mod cluster;
 mod files;
 mod install;
@@ -13,6 +14,7 @@ mod render;
 mod report;
 mod status;
 mod token;
+mod validate;
 mod wait;
 
 use std::process::ExitCode;
@@ -29,6 +31,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say what is wrong with files, before they are applied
+    Validate(validate::Args),
     /// Print what a proxy would be sent, from files alone
     Render(render::Args),
     /// Show the proxies that are connected and whether they are in sync
@@ -49,6 +53,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
+        Command::Validate(args) => validate::run(&args),
         Command::Render(args) => render::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Install(args) => install::run(&args),

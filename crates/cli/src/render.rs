@@ -15,16 +15,17 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use envoy_api::{EncodedResource, dump};
-use model::{Batch, Capabilities, Engine, Origins, Problem, Proxy, ProxyKey, Reason, Role};
+use model::{Capabilities, Origins, Proxy, ProxyKey, Role};
 use serde_json::{Value, json};
 
-use crate::files::{Files, Finding};
-use crate::{output, report};
+use crate::files::Files;
+use crate::report::Message;
+use crate::{check, output, report};
 
 /// Arguments of `render`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// File or folder of YAML; may be given several times
+    /// File or folder of YAML, or - for standard input; may be given several times
     #[arg(short = 'f', long = "filename", required = true, num_args = 1.., value_name = "PATH")]
     filenames: Vec<PathBuf>,
     /// File of mesh settings (MeshConfig)
@@ -48,8 +49,6 @@ enum Format {
     Table,
 }
 
-const KEY: ProxyKey = ProxyKey(0);
-
 type Rendered = Vec<(EncodedResource, Arc<model::ir::Resource>)>;
 
 /// Run the command.
@@ -67,7 +66,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let pod = files.pod(&proxy.namespace, &proxy.name);
     let ignored = pod.filter(|_| !proxy.labels.is_empty()).map(|path| path.display().to_string());
     let rendered = render(&mut files, proxy);
-    let errors = report::print(&files);
+    let messages = report::messages(&files);
+    report::print(&files, &messages);
     if let Some(path) = ignored {
         report::note(&format!(
             "the Pod of this proxy is in {path}; its labels count, not --labels"
@@ -83,7 +83,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Format::Yaml => output::yaml(&dump_of(&files, &rendered))?,
         Format::Table => output::print(&table(&files, &rendered).to_string())?,
     }
-    Ok(if errors > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let failed = messages.iter().any(Message::is_error);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Labels as `--labels` gives them.
@@ -97,42 +98,9 @@ pub(crate) fn labels(pairs: &[String]) -> Result<Vec<(String, String)>> {
 
 /// Lower, resolve and encode; problems are added to the files' findings.
 fn render(files: &mut Files, proxy: Proxy) -> Rendered {
-    let mut changes = Vec::new();
-    let mut findings = Vec::new();
-    for (file, raw) in files.objects.values() {
-        let (change, problems) = config::lower(raw.clone());
-        changes.push(change);
-        findings.extend(problems.into_iter().map(|problem| {
-            let place = Some((*file, raw.locate(&problem.field)));
-            Finding { problem, place }
-        }));
-    }
-    let mut engine = Engine::new();
-    let connected = vec![(KEY, proxy)];
-    engine.apply(Batch { changes, connected, disconnected: Vec::new() });
-    for problem in engine.problems() {
-        let place = files.place(&problem.object, &problem.field);
-        findings.push(Finding { problem, place });
-    }
-    let mut rendered = Vec::new();
-    for resource in engine.resources_of(KEY).into_values() {
-        let (encoded, violations) = translate::encode(&resource);
-        for violation in &violations {
-            let Some(origin) = resource.origins().0.first() else { continue };
-            let message = format!(
-                "Envoy would refuse {encoded:?}: {} {}; the resource is withheld",
-                violation.field, violation.message
-            );
-            let problem = Problem::error(&origin.object, &*origin.field, Reason::Invalid, message);
-            let place = files.place(&origin.object, &origin.field);
-            findings.push(Finding { problem, place });
-        }
-        if violations.is_empty() {
-            rendered.push((encoded, resource));
-        }
-    }
-    files.findings.extend(findings);
-    rendered
+    let resources = check::resolve(files, [proxy]).resources_of(ProxyKey(0));
+    let encode = |resource| Some((check::encode(files, &resource)?, resource));
+    resources.into_values().filter_map(encode).collect()
 }
 
 fn dump_of(files: &Files, rendered: &Rendered) -> Value {

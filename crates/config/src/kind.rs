@@ -188,7 +188,7 @@ pub(crate) fn other_kind(owner: &Arc<ObjectRef>, group: &str, kind: &str) -> Opt
     if let Some((_, later)) = MESH_GROUPS.iter().find(|(g, _)| *g == group) {
         if later.contains(&kind) {
             let message = format!(
-                "{kind} is not supported by this version of Heddle; the object has no effect"
+                "{kind} is not supported by this version of Heddle, so the object has no effect"
             );
             return Some(Problem::warning(owner, "kind", Reason::NotSupported, message));
         }

@@ -284,7 +284,7 @@ impl Checker<'_> {
                     let message = format!("{message} and has no effect");
                     Problem::warning(object, path, Reason::NotSupported, message)
                 } else {
-                    let message = format!("{message}; what holds it is not in force");
+                    let message = format!("{message}, so what holds it is not in force");
                     Problem::error(object, path, Reason::NotSupported, message)
                 });
                 value.value = Value::Null;

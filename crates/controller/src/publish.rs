@@ -135,7 +135,7 @@ impl Offer {
             tracing::error!(resource = ?encoded, field = violation.field, "{}", violation.message);
             let Some(origin) = resource.origins().0.first() else { continue };
             let message = format!(
-                "Envoy would refuse {encoded:?}: {} {}; the resource is withheld",
+                "Envoy would refuse {encoded:?}: {} {}, so the resource is withheld",
                 violation.field, violation.message
             );
             let problem = Problem::error(&origin.object, &*origin.field, Reason::Invalid, message);

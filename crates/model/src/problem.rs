@@ -73,7 +73,8 @@ pub struct Problem {
     pub severity: Severity,
     /// Its cause.
     pub reason: Reason,
-    /// What is wrong, what follows from it, and what to do. Lower case, no full stop.
+    /// What is wrong, what follows from it, and after the last semicolon what to do. Lower case,
+    /// no full stop; what users wrote stands in double quotes where it may hold anything.
     pub message: String,
 }
 
@@ -116,6 +117,21 @@ impl Problem {
     ) -> Self {
         Self { severity: Severity::Warning, ..Self::error(object, field, reason, message) }
     }
+
+    /// The message in two: what is wrong, and what to do, where that is not obvious.
+    pub fn fault_and_advice(&self) -> (&str, Option<&str>) {
+        const MARK: &str = "; ";
+        // What users wrote may hold the mark too; it is quoted.
+        let unquoted = |at: usize| {
+            let before = self.message[..at].replace("\\\"", "");
+            before.matches('"').count().is_multiple_of(2)
+        };
+        let mark = self.message.rmatch_indices(MARK).map(|(at, _)| at).find(|at| unquoted(*at));
+        match mark {
+            Some(at) => (&self.message[..at], Some(&self.message[at + MARK.len()..])),
+            None => (&self.message, None),
+        }
+    }
 }
 
 impl fmt::Display for Problem {
@@ -125,5 +141,29 @@ impl fmt::Display for Problem {
             write!(f, " {}", self.field)?;
         }
         write!(f, ": {}", self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    #[test]
+    fn what_to_do_is_what_follows_the_last_semicolon_outside_of_quotes() {
+        let kind = Kind { name: "Service".into(), group: "".into() };
+        let object = ObjectRef { source: "".into(), kind, namespace: "".into(), name: "a".into() };
+        let object = Arc::new(object);
+        for (message, fault, advice) in [
+            ("is required", "is required", None),
+            ("no such host; correct it", "no such host", Some("correct it")),
+            ("a; b; do c", "a; b", Some("do c")),
+            ("must be x, but is \"y; z\"", "must be x, but is \"y; z\"", None),
+            ("\"y; z\" is bad; drop it", "\"y; z\" is bad", Some("drop it")),
+            ("is \"a\\\"; b\"; drop it", "is \"a\\\"; b\"", Some("drop it")),
+        ] {
+            let problem = Problem::error(&object, "", Reason::Invalid, message);
+            assert_eq!(problem.fault_and_advice(), (fault, advice), "{message}");
+        }
     }
 }

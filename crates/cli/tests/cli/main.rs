@@ -8,6 +8,7 @@ mod bad_input;
 mod commands;
 mod identity;
 mod render;
+mod validate;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -126,8 +126,8 @@ impl GatewayServer {
             "HTTP" | "HTTP2" | "GRPC" | "GRPC-WEB" => {}
             "HTTPS" | "TLS" | "TCP" | "MONGO" => {
                 let message = format!(
-                    "protocol {protocol} is not supported by this version of Heddle; the server is \
-                     not opened"
+                    "protocol {protocol} is not supported by this version of Heddle, so the server \
+                     is not opened"
                 );
                 return Err((format!("{field}.port.protocol"), Reason::NotSupported, message));
             }

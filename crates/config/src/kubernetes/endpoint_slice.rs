@@ -93,7 +93,8 @@ impl Kind for EndpointSlice {
                 Ok(endpoint) => rows.push(endpoint),
                 Err(address) => {
                     let field = format!("endpoints[{index}].addresses");
-                    let message = format!("{address:?} is no IP address; the endpoint is not used");
+                    let message =
+                        format!("{address:?} is no IP address, so the endpoint is not used");
                     problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
                 }
             }

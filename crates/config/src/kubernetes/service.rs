@@ -144,9 +144,9 @@ fn export_to(raw: &RawObject, problems: &mut Vec<Problem>) -> Option<DefaultVisi
             }
         }
         // Without quotes `~` is how YAML writes nothing, and far from meaning everyone.
-        other => format!("must be a text, but is {}; quote it", describe(other)),
+        other => format!("must be a text in quotes, but is {}", describe(other)),
     };
-    why.push_str("; the service is visible in its own namespace only");
+    why.push_str(", so the service is visible in its own namespace only");
     let field = format!("metadata.annotations.{EXPORT_TO}");
     problems.push(Problem::error(&raw.owner, field, Reason::WrongType, why));
     Some(DefaultVisibility::own())

@@ -178,12 +178,16 @@ fn destinations(
             Fault::HostNotFound => (
                 "host",
                 Reason::HostNotFound,
-                format!("there is no service {host}; its requests are answered with 503"),
+                format!(
+                    "there is no service {host}, so its requests are answered with 503; correct the host"
+                ),
             ),
             Fault::PortNotFound => (
                 "port",
                 Reason::PortNotFound,
-                format!("service {host} has no port {port}; its requests are answered with 503"),
+                format!(
+                    "service {host} has no port {port}, so its requests are answered with 503; correct the port"
+                ),
             ),
             Fault::PortAmbiguous => (
                 "port",
