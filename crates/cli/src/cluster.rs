@@ -13,6 +13,7 @@ use kube::{Client, ResourceExt};
 use serde_json::Value;
 
 use crate::admin;
+use crate::controllers::Answer;
 
 /// How the chart labels the pods of controllers.
 const CONTROLLERS: &str = "app.kubernetes.io/name=heddle,app.kubernetes.io/component=controller";
@@ -33,14 +34,6 @@ pub(crate) struct Cluster {
     context: Option<String>,
 }
 
-/// A controller, and what it answered.
-pub(crate) struct Answer {
-    /// Name of its pod.
-    pub(crate) controller: String,
-    /// What it said.
-    pub(crate) page: Result<Value>,
-}
-
 // === impl Cluster ===
 
 impl Cluster {
@@ -49,8 +42,8 @@ impl Cluster {
         self.kubernetes
     }
 
-    /// Ask every controller for a page. Fails when there is none.
-    pub(crate) async fn ask(&self, path: &str) -> Result<Vec<Answer>> {
+    /// Ask every controller, or only the pod of a name, for a page. Fails when none answers.
+    pub(crate) async fn ask(&self, path: &str, only: Option<&str>) -> Result<Vec<Answer>> {
         let options = KubeConfigOptions { context: self.context.clone(), ..Default::default() };
         let config = match &self.context {
             Some(_) => kube::Config::from_kubeconfig(&options).await.map_err(anyhow::Error::from),
@@ -68,7 +61,9 @@ impl Cluster {
         let found = found.with_context(|| format!("listing the controllers of {url}"))?.items;
         let is_running = |pod: &Pod| {
             let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-            phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+            phase == Some("Running")
+                && pod.metadata.deletion_timestamp.is_none()
+                && only.is_none_or(|name| pod.metadata.name.as_deref() == Some(name))
         };
         let running: Vec<Pod> = found.into_iter().filter(is_running).collect();
         if running.is_empty() {
@@ -82,14 +77,18 @@ impl Cluster {
             let controller = pod.name_any();
             let api = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
             let page = page(&api, &controller, path).await;
-            answers.push(Answer { controller, page });
+            answers.push(Answer { controller: Some(controller), page });
         }
         ensure!(
             answers.iter().any(|a| a.page.is_ok()),
             "no controller answers: {}",
             answers
                 .iter()
-                .filter_map(|a| Some(format!("{}: {:#}", a.controller, a.page.as_ref().err()?)))
+                .filter_map(|a| Some(format!(
+                    "{}: {:#}",
+                    a.controller.as_ref()?,
+                    a.page.as_ref().err()?
+                )))
                 .collect::<Vec<_>>()
                 .join("; ")
         );

@@ -7,9 +7,11 @@ mod bootstrap;
 mod ca;
 mod check;
 mod cluster;
+mod controllers;
 mod files;
 mod install;
 mod output;
+mod proxy_config;
 mod render;
 mod report;
 mod status;
@@ -37,6 +39,8 @@ enum Command {
     Render(render::Args),
     /// Show the proxies that are connected and whether they are in sync
     Status(status::Args),
+    /// Show the configuration of a proxy, and which object each part of it comes from
+    Config(proxy_config::Args),
     /// Print the manifests that install Heddle into a cluster: heddle install | kubectl apply -f -
     Install(install::Args),
     /// Print an Envoy bootstrap that connects to Heddle
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Command::Validate(args) => validate::run(&args),
         Command::Render(args) => render::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Config(args) => proxy_config::run(&args),
         Command::Install(args) => install::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args),
         Command::Wait(args) => wait::run(&args),

@@ -15,8 +15,8 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use envoy_api::{EncodedResource, dump};
-use model::{Capabilities, Origins, Proxy, ProxyKey, Role};
-use serde_json::{Value, json};
+use model::{Capabilities, Origin, Proxy, ProxyKey, Role};
+use serde_json::Value;
 
 use crate::files::Files;
 use crate::report::Message;
@@ -104,25 +104,23 @@ fn render(files: &mut Files, proxy: Proxy) -> Rendered {
 }
 
 fn dump_of(files: &Files, rendered: &Rendered) -> Value {
-    let origins: BTreeMap<_, _> = rendered
-        .iter()
-        .map(|(e, r)| ((e.resource_type(), Arc::clone(e.name())), r.origins()))
-        .collect();
+    let made_of: BTreeMap<_, _> =
+        rendered.iter().map(|(e, r)| ((e.resource_type(), Arc::clone(e.name())), r)).collect();
     dump::config_dump(rendered.iter().map(|(encoded, _)| encoded), |encoded| {
-        let key = (encoded.resource_type(), Arc::clone(encoded.name()));
-        origins.get(&key).map(|o| json!(places(files, o)))
+        let resource = made_of.get(&(encoded.resource_type(), Arc::clone(encoded.name())))?;
+        Some(translate::provenance(resource, |origin| place(files, origin)))
     })
 }
 
-fn places(files: &Files, origins: &Origins) -> Vec<String> {
-    let place = |origin: &model::Origin| match files.place(&origin.object, &origin.field) {
+/// An origin in words, with file and line.
+fn place(files: &Files, origin: &Origin) -> String {
+    match files.place(&origin.object, &origin.field) {
         Some((file, at)) => {
             let path = files.texts.get(file).map(|(p, _)| p.display().to_string());
             format!("{origin} ({}:{})", path.unwrap_or_default(), at.line)
         }
         None => origin.to_string(),
-    };
-    origins.0.iter().map(place).collect()
+    }
 }
 
 fn table(files: &Files, rendered: &Rendered) -> Table {
@@ -133,11 +131,12 @@ fn table(files: &Files, rendered: &Rendered) -> Table {
         (a.resource_type(), a.name()).cmp(&(b.resource_type(), b.name()))
     });
     for (encoded, resource) in rows {
+        let origins = resource.origins().0.iter().map(|origin| place(files, origin));
         table.add_row([
             encoded.resource_type().to_string(),
             encoded.name().to_string(),
             encoded.version().to_string(),
-            places(files, resource.origins()).join("\n"),
+            origins.collect::<Vec<_>>().join("\n"),
         ]);
     }
     table

@@ -4,22 +4,19 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde_json::Value;
 
-use crate::cluster::Cluster;
-use crate::{admin, output, report};
+use crate::controllers::Controllers;
+use crate::{output, report};
 
 /// Arguments of `status`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Admin endpoint of the controller
-    #[arg(long, env = "HEDDLE_ADMIN", default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
-    admin: String,
     #[command(flatten)]
-    cluster: Cluster,
+    controllers: Controllers,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -36,38 +33,15 @@ const TYPES: [&str; 5] = ["CDS", "EDS", "LDS", "RDS", "VHDS"];
 
 /// Run the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let answer = ask(args)?;
+    let (streams, silent) = args.controllers.streams()?;
+    silent.iter().for_each(|why| report::note(why));
+    let answer = Value::Array(streams);
     match args.output {
         Format::Json => output::json(&answer)?,
         Format::Yaml => output::yaml(&answer)?,
         Format::Table => output::print(&table(&answer).to_string())?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The streams of one controller, or of all of a cluster: then each says whose it is.
-fn ask(args: &Args) -> Result<Value> {
-    const PAGE: &str = "/debug/syncz";
-    if !args.cluster.is_given() {
-        let address = args.admin.trim_start_matches("http://").trim_end_matches('/');
-        return admin::get(address, PAGE);
-    }
-    let mut streams = Vec::new();
-    for answer in admin::wait_for(args.cluster.ask(PAGE))? {
-        match answer.page {
-            Ok(Value::Array(of_one)) => streams.extend(of_one.into_iter().map(|mut stream| {
-                stream["controller"] = Value::String(answer.controller.clone());
-                stream
-            })),
-            Ok(other) => bail!("{} answered {other}, not a list", answer.controller),
-            Err(error) => report::note(&format!(
-                "{} does not answer, so its proxies are not in the list: {error:#}",
-                answer.controller
-            )),
-        }
-    }
-    streams.sort_by_key(|stream| stream["proxy"].to_string());
-    Ok(Value::Array(streams))
 }
 
 fn table(answer: &Value) -> Table {

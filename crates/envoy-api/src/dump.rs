@@ -13,10 +13,29 @@ use serde_json::{Map, Value, json};
 use crate::json::to_json;
 use crate::{EncodedResource, ResourceType};
 
-/// Build the dump. `origins` says where a resource comes from; it stands beside the resource.
+/// Where a resource comes from, in words; each list begins with what decided most.
+#[derive(Clone, Debug, Default)]
+pub struct Provenance {
+    /// The resource itself.
+    pub origins: Vec<String>,
+    /// The virtual hosts that it is or holds, by name.
+    pub virtual_hosts: BTreeMap<String, HostProvenance>,
+}
+
+/// Where a virtual host comes from.
+#[derive(Clone, Debug, Default)]
+pub struct HostProvenance {
+    /// The host itself.
+    pub origins: Vec<String>,
+    /// Each of its routes, in their order.
+    pub routes: Vec<Vec<String>>,
+}
+
+/// Build the dump. `provenance` says where a resource comes from; it stands beside the resource,
+/// and that of virtual hosts beside the RouteConfiguration, by their name within it.
 pub fn config_dump<'a>(
     resources: impl IntoIterator<Item = &'a EncodedResource>,
-    origins: impl Fn(&EncodedResource) -> Option<Value>,
+    provenance: impl Fn(&EncodedResource) -> Option<Provenance>,
 ) -> Value {
     let mut by_type: BTreeMap<ResourceType, BTreeMap<&str, &EncodedResource>> = BTreeMap::new();
     for resource in resources {
@@ -28,8 +47,8 @@ pub fn config_dump<'a>(
         let mut entry = Map::new();
         entry.insert("version_info".to_owned(), json!(resource.version().to_string()));
         entry.insert(field.to_owned(), body);
-        if let Some(origins) = origins(resource) {
-            entry.insert("origins".to_owned(), origins);
+        if let Some(known) = provenance(resource) {
+            entry.insert("origins".to_owned(), json!(known.origins));
         }
         entry
     };
@@ -59,16 +78,21 @@ pub fn config_dump<'a>(
         .values()
         .map(|r| {
             let mut body = to_json(r.resource_type().type_url(), &r.body());
-            let mut inner = Map::new();
+            let mut known = provenance(r).unwrap_or_default().virtual_hosts;
             merge_virtual_hosts(&mut body, r.name(), &hosts, |host| {
-                let origins = origins(host)?;
-                let name = host.name().strip_prefix(&**r.name())?.strip_prefix('/')?;
-                inner.insert(name.to_owned(), origins);
-                Some(())
+                known.extend(provenance(host).unwrap_or_default().virtual_hosts);
             });
             let mut entry = entry(r, "route_config", body);
-            if !inner.is_empty() {
-                entry.insert("virtual_host_origins".to_owned(), Value::Object(inner));
+            let (mut of_hosts, mut of_routes) = (Map::new(), Map::new());
+            for (name, HostProvenance { origins, routes }) in known {
+                let inner = name.strip_prefix(&**r.name()).and_then(|n| n.strip_prefix('/'));
+                let name = inner.unwrap_or(&name);
+                of_hosts.insert(name.to_owned(), json!(origins));
+                of_routes.insert(name.to_owned(), json!(routes));
+            }
+            if !of_hosts.is_empty() {
+                entry.insert("virtual_host_origins".to_owned(), Value::Object(of_hosts));
+                entry.insert("route_origins".to_owned(), Value::Object(of_routes));
             }
             Value::Object(entry)
         })
@@ -88,7 +112,7 @@ fn merge_virtual_hosts(
     body: &mut Value,
     route_config: &str,
     hosts: &BTreeMap<&str, &EncodedResource>,
-    mut each: impl FnMut(&EncodedResource) -> Option<()>,
+    mut each: impl FnMut(&EncodedResource),
 ) {
     let Some(fields) = body.as_object_mut() else { return };
     if fields.remove("vhds").is_none() {
@@ -143,11 +167,21 @@ mod tests {
                 vec![],
             ),
         ];
-        let dump = config_dump(&resources, |_| Some(json!(["here"])));
+        let here = |resource: &EncodedResource| {
+            let host = HostProvenance {
+                origins: vec!["here".to_owned()],
+                routes: vec![vec!["there".to_owned()]],
+            };
+            let is_host = resource.resource_type() == ResourceType::VirtualHost;
+            let hosts = is_host.then(|| (resource.name().to_string(), host));
+            Some(Provenance { origins: Vec::new(), virtual_hosts: hosts.into_iter().collect() })
+        };
+        let dump = config_dump(&resources, here);
         let entry = &dump["configs"][2]["dynamic_route_configs"][0];
         assert_eq!(entry["route_config"]["virtual_hosts"][0]["name"], "a:80");
         assert_eq!(entry["route_config"]["virtual_hosts"].as_array().map(Vec::len), Some(1));
         assert!(entry["route_config"].get("vhds").is_none());
-        assert_eq!(entry["virtual_host_origins"]["a"][0], "here");
+        assert_eq!(entry["virtual_host_origins"], json!({ "a": ["here"] }));
+        assert_eq!(entry["route_origins"]["a"], json!([["there"]]));
     }
 }

@@ -10,10 +10,13 @@
 mod cluster;
 mod endpoints;
 mod listener;
+mod provenance;
 mod route;
 mod route_match;
 
 use std::sync::Arc;
+
+pub use provenance::provenance;
 
 use envoy_api::check::{self, Violation};
 use envoy_api::{EncodedResource, ResourceRef, ResourceType};

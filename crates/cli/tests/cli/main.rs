@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod commands;
+mod config;
 mod identity;
 mod render;
 mod validate;

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use envoy_api::dump;
 use identity::CertificateAuthority;
-use model::{Origin, Problem, ir};
+use model::Problem;
 use serde_json::{Map, Value, json};
 use xds::{EncodedResource, Protocol, ResourceType, StreamStatus, TypeStatus};
 
@@ -205,33 +205,21 @@ pub(super) fn pushz(world: &World) -> Value {
 
 /// What a proxy is offered; none when it is not connected. Of two streams of one proxy, the newer.
 pub(super) fn config_dump(admin: &Admin, proxy: &str) -> Option<Value> {
-    let streams = admin.streams.list();
-    let stream = streams.iter().filter(|s| &*s.node_id == proxy).max_by_key(|s| s.id)?;
+    let stream = stream_of(admin, proxy)?;
     let world = admin.shared.world.load();
     let offered = stream.scope.and_then(|scope| world.offered(scope)).unwrap_or_default();
-    let origins = |resource: &EncodedResource| {
+    let provenance = |resource: &EncodedResource| {
         let key: (ResourceType, Arc<str>) = (resource.resource_type(), resource.name().clone());
         let (_, ir) = offered.get(&key)?;
-        Some(origins_of(ir).map(|o| json!(world.describe(o))).collect())
+        Some(translate::provenance(ir, |origin| world.describe(origin)))
     };
-    Some(dump::config_dump(offered.values().map(|(encoded, _)| &**encoded), origins))
+    Some(dump::config_dump(offered.values().map(|(encoded, _)| &**encoded), provenance))
 }
 
-/// Where a resource comes from; for routes that hold their virtual hosts, these too.
-fn origins_of(resource: &ir::Resource) -> impl Iterator<Item = &Origin> {
-    let hosts = match resource {
-        ir::Resource::RouteConfiguration(ir::RouteConfiguration {
-            virtual_hosts: ir::VirtualHosts::Inline(hosts),
-            ..
-        }) => hosts.as_slice(),
-        _ => &[],
-    };
-    let own = &resource.origins().0;
-    let rules = hosts.iter().flat_map(|host| &host.origins.0).filter(|o| {
-        let same = |other: &Origin| other.object == o.object && other.field == o.field;
-        !own.iter().any(same)
-    });
-    own.iter().chain(rules)
+/// The newest stream of a proxy.
+fn stream_of(admin: &Admin, proxy: &str) -> Option<StreamStatus> {
+    let streams = admin.streams.list().into_iter();
+    streams.filter(|s| &*s.node_id == proxy).max_by_key(|s| s.id)
 }
 
 /// A time such as `2026-01-31T12:00:00Z`.

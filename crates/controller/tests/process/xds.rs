@@ -227,6 +227,12 @@ async fn given_an_envoy_with_vhds_then_virtual_hosts_come_on_their_own_else_inli
             let origin = "VirtualService edge/shop spec.hosts";
             assert!(dump.contains(origin) && dump.contains("mesh.yaml:"), "{dump}");
         }
+        let (_, dump) = controller.debug(&format!("/debug/config_dump?proxyID={ID}"));
+        let dump: Value = serde_json::from_str(&dump).expect("JSON");
+        let routes = &dump["configs"][2]["dynamic_route_configs"][0];
+        let from = &routes["route_origins"]["shop.example.com"][0][0];
+        let from = from.as_str().unwrap_or_default();
+        assert!(from.starts_with("VirtualService edge/shop spec.http[0] ("), "1.{minor}: {routes}");
     }
 }
 

@@ -124,6 +124,18 @@ async fn given_a_gateway_then_it_is_synced_and_its_routes_say_where_they_come_fr
     let admin = cluster.admin_of(&format!("pod/{}", text("controller")?)).await?;
     let dump = admin.page(&format!("/debug/config_dump?proxyID={}", text("proxy")?)).await?;
     ensure!(dump.to_string().contains("VirtualService default/reviews"), "{dump}");
+    // The same, as people ask for it: whichever replica serves the gateway.
+    let routes = cluster.heddle(&["config", "heddle-gateway", "routes", "--kubernetes"])?;
+    let row = routes.lines().find(|line| line.contains("reviews.example.com"));
+    ensure!(
+        row.is_some_and(
+            |r| r.contains("(90%)") && r.contains("VirtualService default/reviews spec.http[0]")
+        ),
+        "{routes}"
+    );
+    let clusters = ["config", "heddle-gateway", "c", "--fqdn", "reviews", "-k", "-o", "json"];
+    let clusters = cluster.heddle(&clusters)?;
+    ensure!(clusters.contains("DestinationRule default/reviews spec.subsets[1]"), "{clusters}");
     Ok(())
 }
 
