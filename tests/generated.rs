@@ -23,7 +23,8 @@ fn yaml(value: &Value) -> String {
     )
 }
 
-/// What the controller may do in every namespace: read what it watches, say how it went.
+/// What the controller may do in every namespace: read what it watches, say how it went, have
+/// tokens reviewed. What depends on values stands in the chart itself.
 fn permissions() -> Value {
     let mut watched: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut statuses: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -42,7 +43,10 @@ fn permissions() -> Value {
     let events = json!({
         "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"],
     });
-    read.chain(say).chain([events]).collect()
+    let review = json!({
+        "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"],
+    });
+    read.chain(say).chain([events, review]).collect()
 }
 
 #[test]

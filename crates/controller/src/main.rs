@@ -8,6 +8,8 @@ mod admin;
 mod claims;
 mod connector;
 mod event;
+#[cfg(test)]
+mod fake;
 mod identity;
 mod leader;
 mod logging;
@@ -80,13 +82,15 @@ async fn run(settings: Settings) -> Result<()> {
     );
     let (inbox, events) = mpsc::channel(INBOX);
     let (stop, stopped) = watch::channel(false);
-    let shared = Arc::new(Shared::default());
+    let shared = Shared { secured: settings.identity.is_some(), ..Shared::default() };
+    let shared = Arc::new(shared);
     let mut tasks = JoinSet::new();
 
-    match settings.source {
+    let client = match settings.source {
         Source::Directory { root, mesh_config } => {
             let source = Directory::open(root, mesh_config)?;
             tasks.spawn(source.run(inbox.clone(), stopped.clone()));
+            None
         }
         Source::Kubernetes { mesh_config_map } => {
             let client = kubernetes::connect().await?;
@@ -95,13 +99,15 @@ async fn run(settings: Settings) -> Result<()> {
             tasks.spawn(source.run(inbox.clone(), stopped.clone()));
             let (replica, world) = (identifier(), Arc::clone(&shared));
             tasks.spawn(leader::run(client.clone(), replica.clone(), world, stopped.clone()));
-            let writer = StatusWriter::new(client, replica, Arc::clone(&shared));
+            let writer = StatusWriter::new(client.clone(), replica, Arc::clone(&shared));
             tasks.spawn(writer.run(stopped.clone()));
+            Some(client)
         }
-    }
+    };
     let pipeline = Pipeline::new(Arc::clone(&shared), settings.verify_engine);
     tasks.spawn(pipeline.run(events, stopped.clone()));
-    let identity = settings.identity.map(Identity::start).transpose()?;
+    let identity = settings.identity.map(|identity| Identity::new(identity, client));
+    let identity = identity.transpose()?;
     listeners.spawn(&mut tasks, inbox, &shared, identity, level, &stopped)?;
 
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;

@@ -7,7 +7,6 @@ mod identity;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
-use ::identity::CertificateAuthority;
 use anyhow::{Context, Result};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -71,9 +70,8 @@ pub(crate) fn register(
     shared: Arc<Shared>,
     stats: Arc<Stats>,
     streams: Arc<Streams>,
-    ca: Option<Arc<CertificateAuthority>>,
 ) -> Result<Arc<Metrics>> {
-    Metrics::new(shared, stats, streams, ca).map(Arc::new).context("setting up metrics")
+    Metrics::new(shared, stats, streams).map(Arc::new).context("setting up metrics")
 }
 
 // === impl Metrics ===
@@ -83,10 +81,10 @@ impl Metrics {
         shared: Arc<Shared>,
         stats: Arc<Stats>,
         streams: Arc<Streams>,
-        ca: Option<Arc<CertificateAuthority>>,
     ) -> prometheus::Result<Self> {
         let gauge = |name: &str, help: &str| IntGauge::new(name, help);
         let counter = |name: &str, help: &str| IntCounter::new(name, help);
+        let identity = shared.secured.then(IdentityMetrics::new).transpose()?;
         let metrics = Self {
             registry: Registry::new(),
             shared,
@@ -119,13 +117,13 @@ impl Metrics {
                 Opts::new("heddle_problems", "Problems with objects and files"),
                 &["severity"],
             )?,
-            ready: gauge("heddle_ready", "Whether every source has synced")?,
+            ready: gauge("heddle_ready", "Whether proxies can be served")?,
             leading: gauge("heddle_leading", "Whether this replica leads")?,
             sources: IntGaugeVec::new(
                 Opts::new("heddle_source_stale", "Whether a watch of the cluster cannot go on"),
                 &["kind"],
             )?,
-            identity: ca.map(IdentityMetrics::new).transpose()?,
+            identity,
             asking: Mutex::default(),
         };
         let info = IntGaugeVec::new(Opts::new("pilot_info", "Version"), &["version"])?;
@@ -215,9 +213,9 @@ impl Metrics {
             self.sources.with_label_values(&[kind]).set(i64::from(stale));
         }
         self.leading.set(i64::from(*self.shared.leading.borrow()));
-        self.ready.set(i64::from(*self.shared.ready.borrow()));
-        if let Some(identity) = &self.identity {
-            identity.refresh();
+        self.ready.set(i64::from(self.shared.missing().is_none()));
+        if let Some((identity, ca)) = self.identity.as_ref().zip(self.shared.ca.get()) {
+            identity.refresh(ca);
         }
     }
 }

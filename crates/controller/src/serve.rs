@@ -89,36 +89,47 @@ impl Listeners {
             |policy| Arc::new(StreamConnector::new(inbox.clone(), Arc::clone(shared), policy));
         let server = XdsServer::new(connector(Policy::Open), options.clone());
         tasks.spawn(serve_xds(self.xds, server, stopped.clone()));
-        let ca = identity.as_ref().map(|identity| Arc::clone(&identity.ca));
         if let Some((listener, identity)) = self.secure.zip(identity) {
-            let policy = Policy::Proven(identity.gateways);
+            let policy = Policy::Proven(Arc::clone(&identity.gateways));
             let server = XdsServer::new(connector(policy), options);
-            let routes = Routes::new(Authenticated::new(server, identity.for_streams))
-                .add_service(ca_server(Arc::clone(&identity.ca), identity.for_certificates));
-            let ca = Arc::clone(&identity.ca);
-            let connections = Connections {
-                tls: ca.tls(),
-                trust_domain: ca.trust_domain().clone(),
-                stats: Arc::clone(ca.stats()),
-                stopped: stopped.clone(),
-            };
-            tasks.spawn(done(::identity::serve(listener, routes.prepare(), connections)));
-            tasks.spawn(done(ca.run(stopped.clone())));
+            tasks.spawn(secure(listener, server, identity, Arc::clone(shared), stopped.clone()));
         }
         tasks.spawn(forward(stream_events, inbox, stopped.clone()));
-        let registered =
-            metrics::register(Arc::clone(shared), stats, Arc::clone(&streams), ca.clone())?;
+        let registered = metrics::register(Arc::clone(shared), stats, Arc::clone(&streams))?;
         let public = admin::public(Arc::clone(shared), registered);
         tasks.spawn(serve_http(self.http, public, stopped.clone()));
-        let private = admin::private(Admin { shared: Arc::clone(shared), streams, ca, level });
+        let private = admin::private(Admin { shared: Arc::clone(shared), streams, level });
         tasks.spawn(serve_http(self.admin, private, stopped.clone()));
         Ok(())
     }
 }
 
-/// A part that ends without a result.
-async fn done(part: impl Future<Output = ()>) -> Result<()> {
-    part.await;
+/// The secure port: served once there is an authority.
+async fn secure(
+    listener: TcpListener,
+    server: XdsServer<StreamConnector>,
+    identity: Identity,
+    shared: Arc<Shared>,
+    stopped: watch::Receiver<bool>,
+) -> Result<()> {
+    let mut tasks = JoinSet::new();
+    let for_streams = Arc::clone(&identity.for_streams);
+    let for_certificates = Arc::clone(&identity.for_certificates);
+    let Some(ca) = identity.start(&shared, &mut tasks, stopped.clone()).await? else {
+        return Ok(());
+    };
+    let routes = Routes::new(Authenticated::new(server, for_streams))
+        .add_service(ca_server(Arc::clone(&ca), for_certificates));
+    let connections = Connections {
+        tls: ca.tls(),
+        trust_domain: ca.trust_domain().clone(),
+        stats: Arc::clone(ca.stats()),
+        stopped,
+    };
+    tasks.spawn(::identity::serve(listener, routes.prepare(), connections));
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a part of the certificate authority failed")?;
+    }
     Ok(())
 }
 

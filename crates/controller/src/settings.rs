@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 
 use self::identity::IdentityArgs;
-pub(crate) use self::identity::IdentitySettings;
+pub(crate) use self::identity::{IdentitySettings, Kept};
 use crate::logging::Format;
 
 /// Watches routing rules and serves them to Envoy over xDS.
@@ -124,6 +124,12 @@ impl Settings {
                  configuration to whoever asks, so it is served nowhere else"
             );
         }
+        let identity = identity.resolve()?;
+        let in_cluster = |i: &IdentitySettings| matches!(i.kept, Kept::Cluster { .. });
+        if identity.as_ref().is_some_and(in_cluster) && !matches!(source, Source::Kubernetes { .. })
+        {
+            bail!("--identity-cluster needs --source kubernetes");
+        }
         Ok(Self {
             source,
             xds_address,
@@ -132,7 +138,7 @@ impl Settings {
             verify_engine,
             log_level,
             log_format,
-            identity: identity.resolve()?,
+            identity,
         })
     }
 }

@@ -3,9 +3,10 @@
 //! **Invariant:** immutable values, swapped as a whole; readers never reach into the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use identity::CertificateAuthority;
 use model::{ObjectRef, Origin, Problem, ResourceId, ir};
 use rpds::RedBlackTreeMapSync;
 use tokio::sync::watch;
@@ -28,6 +29,10 @@ pub(crate) struct Shared {
     pub(crate) leading: watch::Sender<bool>,
     /// How the watches of sources are doing.
     pub(crate) sources: Arc<SourceStates>,
+    /// Whether there is to be a certificate authority.
+    pub(crate) secured: bool,
+    /// The certificate authority, once it is in service.
+    pub(crate) ca: OnceLock<Arc<CertificateAuthority>>,
 }
 
 /// Objects as their sources have them; taking one over costs the same however many there are.
@@ -66,7 +71,20 @@ impl Default for Shared {
             ready: watch::Sender::new(false),
             leading: watch::Sender::new(false),
             sources: Arc::default(),
+            secured: false,
+            ca: OnceLock::new(),
         }
+    }
+}
+
+impl Shared {
+    /// What is missing before proxies can be served; none = nothing.
+    pub(crate) fn missing(&self) -> Option<&'static str> {
+        if !*self.ready.borrow() {
+            return Some("sources are not synced yet");
+        }
+        let waiting = self.secured && self.ca.get().is_none();
+        waiting.then_some("there is no certificate authority yet; the log says why")
     }
 }
 

@@ -47,6 +47,8 @@ pub enum Method {
     Certificate,
     /// A JWT.
     Jwt,
+    /// A service account's token, which the API server of the cluster has reviewed.
+    ServiceAccount,
     /// A join token.
     JoinToken,
 }
@@ -80,6 +82,9 @@ pub enum Refusal {
     /// Names no workload.
     #[error("the token names no workload of this mesh: {0}")]
     TokenSubject(String),
+    /// The API server does not accept it, or no longer does.
+    #[error("the API server does not accept the token: {0}")]
+    TokenReview(String),
     /// Not there, used up, or its time is over.
     #[error("the join token is unknown, was used, or has expired")]
     JoinToken,
@@ -123,7 +128,7 @@ impl Verified {
     ) -> Result<Self, Refusal> {
         let what = match method {
             Method::Certificate => "certificate",
-            Method::Jwt | Method::JoinToken => "token",
+            Method::Jwt | Method::ServiceAccount | Method::JoinToken => "token",
         };
         let left = expires.duration_since(now).map_err(|_| Refusal::Expired(what))?;
         if left.is_zero() {
@@ -242,6 +247,7 @@ impl Refusal {
             Self::TokenAudience(_) => "token_audience",
             Self::TokenIssuer => "token_issuer",
             Self::TokenSubject(_) => "token_subject",
+            Self::TokenReview(_) => "token_review",
             Self::JoinToken => "join_token",
             Self::Unavailable(_) => "unavailable",
         }
@@ -253,6 +259,7 @@ impl std::fmt::Display for Method {
         f.write_str(match self {
             Self::Certificate => "certificate",
             Self::Jwt => "JWT",
+            Self::ServiceAccount => "service account token",
             Self::JoinToken => "join token",
         })
     }

@@ -218,6 +218,31 @@ impl Authority {
         Ok(authority)
     }
 
+    /// The files that it would be read from again: for whoever keeps them, when they were lost.
+    pub fn to_files(&self) -> Result<CaFiles, CaError> {
+        let own = match self.chain_pem.first() {
+            Some(own) => own.clone(),
+            // A root: of the roots the one with its key.
+            None => self.own_root()?,
+        };
+        Ok(CaFiles {
+            certificate: own.into_bytes(),
+            key: Zeroizing::new(self.issuer.key().to_pem()?.as_bytes().to_vec()),
+            roots: self.roots_pem.clone().into_bytes(),
+            chain: self.chain_pem.concat().into_bytes(),
+        })
+    }
+
+    fn own_root(&self) -> Result<String, CaError> {
+        for root in self.roots.roots() {
+            let parsed = parse(&root.der, "root-cert.pem")?;
+            if parsed.public_key().raw == self.issuer.key().subject_public_key_info() {
+                return Ok(pem::certificate(&root.der));
+            }
+        }
+        Err(CaError::Pair)
+    }
+
     /// What people may know about it.
     pub fn about(&self) -> &About {
         &self.about

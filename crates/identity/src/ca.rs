@@ -1,45 +1,39 @@
-//! The authority in service: files are watched, requests are answered, the server's own
+//! The authority in service: new files are taken up, requests are answered, the server's own
 //! certificate is renewed.
 //!
-//! In: a folder of files, checked requests. Out: certificates, TLS settings for new connections,
-//! the trust bundle as a file.
-//!
-//! Files are read again every few seconds rather than on a notice of the system: notices get lost
-//! on mounted volumes, and a certificate that was missed is an outage when the old one ends.
+//! In: files, from wherever they are kept; checked requests. Out: certificates, TLS settings for
+//! new connections.
 //!
 //! **Invariant:** an authority is in service only after its checks; a bad one leaves the old one
 //! in place. One writer, `run`; readers take no lock.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::ServerConfig;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::authenticate::{Refusal, Verified};
-use crate::authority::{Authority, CaFiles, IssueError};
+use crate::authority::{Authority, CaError, CaFiles, IssueError};
 use crate::csr::{CertifiedRequest, CsrError};
-use crate::folder::{FolderError, IdentityFolder, key_is_open, read_ca};
 use crate::queue::{Busy, SigningQueue};
 use crate::spiffe::TrustDomain;
 use crate::stats::Stats;
 use crate::tls::{ServerIdentity, ServerTls, TlsError};
 
-/// Time between two looks at the files.
+/// Time between two looks at the clock.
 const LOOK: Duration = Duration::from_secs(2);
 /// Days before its end when an authority is warned about.
 const WARNINGS: [u64; 4] = [1, 7, 14, 30];
 
-/// Where the authority's files are.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// Made here when there are none.
-    SelfSigned,
-    /// Given: `ca-cert.pem`, `ca-key.pem`, `root-cert.pem`, `cert-chain.pem`. Never written.
-    PlugIn(PathBuf),
+/// What a keeper of files found since it last looked.
+pub enum Found {
+    /// Files, new or not.
+    Files(CaFiles),
+    /// Why there are none to be had.
+    Unreadable(String),
 }
 
 /// What an authority in service is set to.
@@ -47,10 +41,6 @@ pub enum Source {
 pub struct CaSettings {
     /// The mesh.
     pub trust_domain: TrustDomain,
-    /// Its folder.
-    pub folder: IdentityFolder,
-    /// Its files.
-    pub source: Source,
     /// Who the server is.
     pub server: ServerIdentity,
     /// Lifetime of certificates whose request names none.
@@ -66,6 +56,8 @@ pub struct CertificateAuthority {
     tls: watch::Sender<Arc<ServerConfig>>,
     queue: SigningQueue,
     stats: Arc<Stats>,
+    /// Digest of the first files.
+    first: [u8; 32],
 }
 
 /// Why an authority cannot start.
@@ -73,7 +65,7 @@ pub struct CertificateAuthority {
 pub enum CaStartError {
     /// Its files.
     #[error(transparent)]
-    Folder(#[from] FolderError),
+    Files(#[from] CaError),
     /// The server's own certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -114,23 +106,14 @@ struct Seen {
 // === impl CertificateAuthority ===
 
 impl CertificateAuthority {
-    /// Read the files, or make them, and take up service.
-    pub fn start(settings: CaSettings, stats: Arc<Stats>) -> Result<Arc<Self>, CaStartError> {
+    /// Check the files and take up service.
+    pub fn start(
+        settings: CaSettings,
+        files: &CaFiles,
+        stats: Arc<Stats>,
+    ) -> Result<Arc<Self>, CaStartError> {
         let now = SystemTime::now();
-        let files = match &settings.source {
-            Source::SelfSigned => settings.folder.self_signed(&settings.trust_domain, now)?,
-            Source::PlugIn(folder) => read_ca(folder)?,
-        };
-        let folder = settings.ca_folder();
-        if key_is_open(&folder) {
-            tracing::warn!(
-                folder = %folder.display(),
-                "ca-key.pem can be read by others than its owner; run chmod 600 on it"
-            );
-        }
-        let authority = Authority::from_files(&files, now)
-            .map_err(|source| FolderError::Ca { folder, source })?;
-        settings.folder.publish(authority.roots())?;
+        let authority = Authority::from_files(files, now)?;
         let tls = ServerTls::new(&authority, &settings.server, now)?;
         log_authority(&authority, "certificate authority in service");
         Ok(Arc::new(Self {
@@ -139,6 +122,7 @@ impl CertificateAuthority {
             tls: watch::Sender::new(tls.config),
             queue: SigningQueue::new().map_err(CaStartError::Threads)?,
             stats,
+            first: digest_of(files),
         }))
     }
 
@@ -220,58 +204,60 @@ impl CertificateAuthority {
         Err(why.clone())
     }
 
-    /// Watch the files and renew the server's certificate, until told to stop.
-    pub async fn run(self: Arc<Self>, mut stopped: watch::Receiver<bool>) {
+    /// Take up new files and renew the server's certificate, until told to stop.
+    pub async fn run(
+        self: Arc<Self>,
+        mut found: mpsc::Receiver<Found>,
+        mut stopped: watch::Receiver<bool>,
+    ) {
         let mut seen = Seen {
-            digest: [0; 32],
+            digest: self.first,
             failure: None,
             warned: None,
             renew: SystemTime::now() + self.half_life(),
         };
+        let mut clock = tokio::time::interval(LOOK);
         loop {
-            tokio::select! {
+            let found = tokio::select! {
                 _ = stopped.wait_for(|stopped| *stopped) => return,
-                () = tokio::time::sleep(LOOK) => {}
-            }
+                Some(found) = found.recv() => Some(found),
+                _ = clock.tick() => None,
+            };
             let ca = Arc::clone(&self);
-            // Reading files, and checks that sign.
+            // Checks sign.
             let looked = tokio::task::spawn_blocking(move || {
-                ca.look(&mut seen, SystemTime::now());
+                ca.look(found, &mut seen, SystemTime::now());
                 seen
             });
             match looked.await {
                 Ok(back) => seen = back,
                 Err(error) => {
-                    tracing::error!("watching the files of the authority failed: {error}");
+                    tracing::error!("the authority's files are not looked at any more: {error}");
                     return;
                 }
             }
         }
     }
 
-    /// One look at the files and the clock.
-    fn look(&self, seen: &mut Seen, now: SystemTime) {
-        let folder = self.settings.ca_folder();
-        match read_ca(&folder) {
-            Ok(files) => {
+    /// One look at what was found, and at the clock.
+    fn look(&self, found: Option<Found>, seen: &mut Seen, now: SystemTime) {
+        match found {
+            Some(Found::Files(files)) => {
                 let digest = digest_of(&files);
                 if seen.digest != digest {
-                    let first = seen.digest == [0; 32];
                     seen.digest = digest;
-                    seen.failure = None;
-                    self.reload(&files, first, seen, now);
+                    self.replace(&files, seen, now);
                 }
+                seen.failure = None;
             }
-            Err(error) => {
-                let text = error.to_string();
-                if seen.failure.as_ref() != Some(&text) {
-                    self.stats.bad_files.add(1);
-                    tracing::error!(
-                        "the authority's files cannot be read; the old ones stay in service: {text}"
-                    );
-                    seen.failure = Some(text);
-                }
+            Some(Found::Unreadable(why)) if seen.failure.as_ref() != Some(&why) => {
+                self.stats.bad_files.add(1);
+                tracing::error!(
+                    "the authority's files cannot be read; the old ones stay in service: {why}"
+                );
+                seen.failure = Some(why);
             }
+            Some(Found::Unreadable(_)) | None => {}
         }
         if now >= seen.renew {
             self.renew(seen, now);
@@ -279,27 +265,20 @@ impl CertificateAuthority {
         self.warn_of_end(seen, now);
     }
 
-    fn reload(&self, files: &CaFiles, first: bool, seen: &mut Seen, now: SystemTime) {
-        let authority = match Authority::from_files(files, now) {
-            Ok(authority) => authority,
+    fn replace(&self, files: &CaFiles, seen: &mut Seen, now: SystemTime) {
+        match Authority::from_files(files, now) {
+            Ok(authority) => {
+                log_authority(&authority, "certificate authority replaced");
+                self.current.store(Arc::new(authority));
+                self.renew(seen, now);
+            }
             Err(error) => {
                 self.stats.bad_files.add(1);
                 tracing::error!(
                     "the authority's new files are refused; the old ones stay in service: {error}"
                 );
-                return;
             }
-        };
-        let current = self.current.load();
-        if first && authority.about() == current.about() && authority.roots() == current.roots() {
-            return;
         }
-        log_authority(&authority, "certificate authority replaced");
-        if let Err(error) = self.settings.folder.publish(authority.roots()) {
-            tracing::error!("the trust bundle cannot be published: {error}");
-        }
-        self.current.store(Arc::new(authority));
-        self.renew(seen, now);
     }
 
     /// A new certificate for the server; connections that are open keep theirs.
@@ -320,8 +299,7 @@ impl CertificateAuthority {
 
     fn warn_of_end(&self, seen: &mut Seen, now: SystemTime) {
         let end = self.current.load().about().not_after;
-        let left = end.duration_since(now).unwrap_or_default();
-        let due = WARNINGS.into_iter().find(|days| left <= Duration::from_secs(days * 24 * 3600));
+        let due = ends_within(end, now);
         if due != seen.warned {
             seen.warned = due;
             if let Some(days) = due {
@@ -338,15 +316,10 @@ impl CertificateAuthority {
     }
 }
 
-// === impl CaSettings ===
-
-impl CaSettings {
-    fn ca_folder(&self) -> PathBuf {
-        match &self.source {
-            Source::SelfSigned => self.folder.ca(),
-            Source::PlugIn(folder) => folder.clone(),
-        }
-    }
+/// The fewest days, of those before which people are warned, within which something ends.
+pub fn ends_within(end: SystemTime, now: SystemTime) -> Option<u64> {
+    let left = end.duration_since(now).unwrap_or_default();
+    WARNINGS.into_iter().find(|days| left <= Duration::from_secs(days * 24 * 3600))
 }
 
 fn log_authority(authority: &Authority, message: &str) {

@@ -20,11 +20,14 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
 use crate::authenticate::{Method, Refusal, TokenSource, Verdict, Verified};
-use crate::spiffe::{SpiffeId, TrustDomain};
+use crate::bundle::fingerprint;
+use crate::spiffe::{BadId, SpiffeId, TrustDomain};
 
 /// Whom tokens must be for.
 pub const AUDIENCE: &str = "istio-ca";
 
+/// What the user names of service accounts begin with.
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 /// Clocks of the issuer and ours may differ by so much.
 const LEEWAY: Duration = Duration::from_secs(10);
 /// Longest token that is looked at.
@@ -50,11 +53,85 @@ struct Key {
 )]
 pub struct BadKeys(String);
 
+/// What a token says about itself, before anybody checked it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unchecked {
+    /// Its end.
+    pub expires: SystemTime,
+}
+
 #[derive(Deserialize)]
 struct Claims {
     // That they are there is checked by the library, which says which is missing.
     sub: Option<String>,
     exp: Option<u64>,
+}
+
+/// Whether a text could be a JWT.
+pub fn is_shaped(token: &str) -> bool {
+    token.split('.').count() == 3
+}
+
+/// SHA-256 of a token: what may be kept of it.
+pub fn hash(token: &str) -> [u8; 32] {
+    fingerprint(token.as_bytes())
+}
+
+/// Read what a token says about itself. It proves nothing: only whoever checks the token as a
+/// whole makes it true. A token that is not for us, or whose time is over, by its own words is
+/// refused here already.
+pub fn unchecked(token: &str) -> Result<Unchecked, Refusal> {
+    #[derive(Deserialize)]
+    struct Said {
+        exp: Option<u64>,
+        #[serde(default)]
+        aud: Audience,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Audience {
+        One(String),
+        Many(Vec<String>),
+    }
+    impl Default for Audience {
+        fn default() -> Self {
+            Self::Many(Vec::new())
+        }
+    }
+    if token.len() > LONGEST {
+        return Err(Refusal::TokenSignature);
+    }
+    let said = jsonwebtoken::dangerous::insecure_decode_claims::<Said>(token);
+    let said = said.map_err(|_| Refusal::TokenSignature)?;
+    let ours = match &said.aud {
+        Audience::One(audience) => audience == AUDIENCE,
+        Audience::Many(all) => all.iter().any(|audience| audience == AUDIENCE),
+    };
+    if !ours {
+        return Err(Refusal::TokenAudience(AUDIENCE));
+    }
+    let no_end = || Refusal::TokenSubject("it has no claim exp".to_owned());
+    let expires = end(said.exp.ok_or_else(no_end)?)?;
+    match expires > SystemTime::now() {
+        true => Ok(Unchecked { expires }),
+        false => Err(Refusal::Expired("token")),
+    }
+}
+
+/// The workload of a user name such as `system:serviceaccount:shop:web`.
+pub fn service_account(user: &str, trust_domain: &TrustDomain) -> Result<SpiffeId, Refusal> {
+    let account = user.strip_prefix(SERVICE_ACCOUNT).and_then(|account| account.split_once(':'));
+    let subject = |why: String| Refusal::TokenSubject(why);
+    let (namespace, name) =
+        account.ok_or_else(|| subject("its subject is no service account".to_owned()))?;
+    SpiffeId::new(trust_domain, namespace, name).map_err(|error| subject(error.to_string()))
+}
+
+/// A time of a token, in seconds since 1970.
+fn end(seconds: u64) -> Result<SystemTime, Refusal> {
+    SystemTime::UNIX_EPOCH
+        .checked_add(Duration::from_secs(seconds))
+        .ok_or_else(|| Refusal::TokenSubject("its end is beyond all time".to_owned()))
 }
 
 // === impl JwtIssuer ===
@@ -113,30 +190,21 @@ impl JwtIssuer {
     fn workload(&self, claims: &Claims) -> Result<Verified, Refusal> {
         let subject = |why: String| Refusal::TokenSubject(why);
         let sub = claims.sub.as_deref().unwrap_or_default();
-        let id = match sub.strip_prefix("system:serviceaccount:") {
-            Some(account) => {
-                let (namespace, name) = account
-                    .split_once(':')
-                    .ok_or_else(|| subject("its subject is no service account".to_owned()))?;
-                SpiffeId::new(&self.trust_domain, namespace, name)
-            }
-            None => sub.parse(),
+        let id = match sub.starts_with(SERVICE_ACCOUNT) {
+            true => service_account(sub, &self.trust_domain)?,
+            false => sub.parse().map_err(|error: BadId| subject(error.to_string()))?,
         };
-        let id = id.map_err(|error| subject(error.to_string()))?;
         if *id.trust_domain() != self.trust_domain {
             return Err(subject(format!("it is of the trust domain {}", id.trust_domain())));
         }
-        let expires = SystemTime::UNIX_EPOCH
-            .checked_add(Duration::from_secs(claims.exp.unwrap_or_default()))
-            .ok_or_else(|| subject("its end is beyond all time".to_owned()))?;
+        let expires = end(claims.exp.unwrap_or_default())?;
         Verified::new(id, Method::Jwt, expires, SystemTime::now())
     }
 }
 
 impl TokenSource for JwtIssuer {
     fn verify<'a>(&'a self, token: &'a str) -> Option<Verdict<'a>> {
-        let shaped = token.split('.').count() == 3;
-        shaped.then(|| -> Verdict<'a> { Box::pin(std::future::ready(self.check(token))) })
+        is_shaped(token).then(|| -> Verdict<'a> { Box::pin(std::future::ready(self.check(token))) })
     }
 }
 

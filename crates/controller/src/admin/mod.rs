@@ -16,7 +16,6 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use http::{StatusCode, header};
-use identity::CertificateAuthority;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use xds::Streams;
@@ -30,7 +29,6 @@ use crate::world::Shared;
 pub(crate) struct Admin {
     pub(crate) shared: Arc<Shared>,
     pub(crate) streams: Arc<Streams>,
-    pub(crate) ca: Option<Arc<CertificateAuthority>>,
     pub(crate) level: Level,
 }
 
@@ -61,12 +59,11 @@ const PAGES: [(&str, &str); 7] = [
 /// Health and metrics.
 pub(crate) fn public(shared: Arc<Shared>, metrics: Arc<Metrics>) -> Router {
     let ready = move || {
-        let ready = *shared.ready.borrow();
+        let missing = shared.missing();
         async move {
-            if ready {
-                (StatusCode::OK, "ok\n")
-            } else {
-                (StatusCode::SERVICE_UNAVAILABLE, "sources are not synced yet\n")
+            match missing {
+                None => (StatusCode::OK, "ok\n".to_owned()),
+                Some(what) => (StatusCode::SERVICE_UNAVAILABLE, format!("{what}\n")),
             }
         }
     };
@@ -172,13 +169,15 @@ async fn config_dump(State(admin): State<Admin>, Query(query): Query<ProxyQuery>
 }
 
 async fn ca(State(admin): State<Admin>) -> Response {
-    match &admin.ca {
-        Some(ca) => Json(dump::ca(ca)).into_response(),
+    let message = match admin.shared.ca.get() {
+        Some(ca) => return Json(dump::ca(ca)).into_response(),
+        None if admin.shared.secured => "there is no certificate authority yet; the log says why\n",
         None => {
-            let message = "there is no certificate authority; start with --identity-directory\n";
-            (StatusCode::NOT_FOUND, message).into_response()
+            "there is no certificate authority; start with --identity-directory, or in a cluster \
+             with --identity-cluster\n"
         }
-    }
+    };
+    (StatusCode::NOT_FOUND, message).into_response()
 }
 
 async fn level(State(admin): State<Admin>) -> Json<Value> {

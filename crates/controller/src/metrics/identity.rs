@@ -2,7 +2,6 @@
 //!
 //! **Invariant:** no label names a workload, so their number is bounded.
 
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ::identity::CertificateAuthority;
@@ -12,7 +11,6 @@ use super::to;
 
 /// The authority's part of the exporter.
 pub(super) struct IdentityMetrics {
-    ca: Arc<CertificateAuthority>,
     requests: IntCounter,
     issued: IntCounter,
     authentication: IntCounter,
@@ -29,10 +27,9 @@ pub(super) struct IdentityMetrics {
 // === impl IdentityMetrics ===
 
 impl IdentityMetrics {
-    pub(super) fn new(ca: Arc<CertificateAuthority>) -> prometheus::Result<Self> {
+    pub(super) fn new() -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str| IntCounter::new(name, help);
         Ok(Self {
-            ca,
             requests: counter("citadel_server_csr_count", "Requests for a certificate")?,
             issued: counter(
                 "citadel_server_success_cert_issuance_count",
@@ -92,8 +89,8 @@ impl IdentityMetrics {
         registry.register(Box::new(self.chain_end.clone()))
     }
 
-    pub(super) fn refresh(&self) {
-        let stats = self.ca.stats();
+    pub(super) fn refresh(&self, ca: &CertificateAuthority) {
+        let stats = ca.stats();
         to(&self.requests, stats.requests.get());
         to(&self.issued, stats.issued.get());
         to(&self.authentication, stats.authentication_failures.get());
@@ -105,7 +102,7 @@ impl IdentityMetrics {
         for (reason, count) in stats.refusals() {
             to(&self.refusals.with_label_values(&[reason]), count);
         }
-        let authority = self.ca.authority();
+        let authority = ca.authority();
         let first = authority.roots().roots().map(|root| root.not_after).min();
         self.root_end.set(first.map_or(0, seconds));
         self.chain_end.set(seconds(authority.about().not_after));

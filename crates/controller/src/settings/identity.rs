@@ -1,6 +1,6 @@
 //! Settings of identity: the authority, who is believed, the secure port.
 //!
-//! **Invariant:** without a folder for the authority there is none, and no secure port.
+//! **Invariant:** without a place for the authority there is none, and no secure port.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,6 +12,8 @@ use identity::{SpiffeId, TrustDomain};
 
 /// Namespace and service account of the controller in its own certificate.
 const OWN: (&str, &str) = ("heddle-system", "heddle");
+/// File in which a pod reads its own namespace.
+const NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
 /// Arguments of identity.
 #[derive(Debug, clap::Args)]
@@ -21,6 +23,18 @@ pub(crate) struct IdentityArgs {
     /// TLS. An empty one gets a new self-signed root
     #[arg(long, env = "HEDDLE_IDENTITY_DIRECTORY", value_name = "DIR")]
     identity_directory: Option<PathBuf>,
+    /// Keep the certificate authority in Secrets of the own namespace (cacerts, a CA of yours, or
+    /// heddle-ca-secret, a root that is made) and believe the service accounts of the cluster
+    #[arg(long, env = "HEDDLE_IDENTITY_CLUSTER", conflicts_with = "identity_directory")]
+    identity_cluster: bool,
+    /// With --identity-cluster: the ConfigMap of each namespace by which workloads know the roots
+    #[arg(
+        long,
+        env = "HEDDLE_ROOT_CONFIG_MAP",
+        default_value = "istio-ca-root-cert",
+        value_name = "NAME"
+    )]
+    root_config_map: String,
     /// Folder with a CA of yours: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem
     #[arg(long, env = "HEDDLE_CA_DIRECTORY", value_name = "DIR")]
     ca_directory: Option<PathBuf>,
@@ -81,10 +95,8 @@ pub(crate) struct IdentityArgs {
 /// What identity is set to.
 #[derive(Debug)]
 pub(crate) struct IdentitySettings {
-    /// Folder of the authority.
-    pub(crate) folder: PathBuf,
-    /// Files of an authority that is not made here.
-    pub(crate) plug_in: Option<PathBuf>,
+    /// Where the authority is.
+    pub(crate) kept: Kept,
     /// The controller's own identity.
     pub(crate) own: SpiffeId,
     /// What clients dial.
@@ -95,10 +107,26 @@ pub(crate) struct IdentitySettings {
     pub(crate) lifetime: Duration,
     /// The longest.
     pub(crate) longest: Duration,
-    /// Issuer of JWTs and the file of its keys.
-    pub(crate) jwt: Option<(String, PathBuf)>,
     /// Identities that may be gateways.
     pub(crate) gateways: BTreeSet<SpiffeId>,
+}
+
+/// Where the authority is, and who is believed beside its certificates.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    /// In a folder; machines, by join tokens and JWTs.
+    Folder {
+        folder: PathBuf,
+        /// Files of an authority that is not made here.
+        plug_in: Option<PathBuf>,
+        /// Issuer of JWTs and the file of its keys.
+        jwt: Option<(String, PathBuf)>,
+    },
+    /// In Secrets of the cluster; its service accounts, by tokens that the API server reviews.
+    Cluster {
+        /// The ConfigMap with the roots.
+        root_config_map: String,
+    },
 }
 
 // === impl IdentityArgs ===
@@ -108,6 +136,8 @@ impl IdentityArgs {
     pub(super) fn resolve(self) -> Result<Option<IdentitySettings>> {
         let Self {
             identity_directory,
+            identity_cluster,
+            root_config_map,
             ca_directory,
             trust_domain,
             secure_address,
@@ -118,17 +148,30 @@ impl IdentityArgs {
             jwt_keys,
             gateway_identity,
         } = self;
-        let Some(folder) = identity_directory else {
-            let without = [
-                ("--ca-directory", ca_directory.is_some()),
-                ("--jwt-issuer", jwt_issuer.is_some()),
-                ("--gateway-identity", !gateway_identity.is_empty()),
-                ("--server-name", !server_name.is_empty()),
-            ];
-            if let Some((flag, _)) = without.into_iter().find(|(_, given)| *given) {
-                bail!("{flag} has no effect without --identity-directory");
+        let without = |needed: &str, given: &[(&str, bool)]| match given.iter().find(|(_, g)| *g) {
+            Some((flag, _)) => bail!("{flag} has no effect without {needed}"),
+            None => Ok(()),
+        };
+        let of_folders =
+            [("--ca-directory", ca_directory.is_some()), ("--jwt-issuer", jwt_issuer.is_some())];
+        let kept = match (identity_directory, identity_cluster) {
+            (Some(folder), _) => {
+                let jwt = jwt_issuer.zip(jwt_keys);
+                Kept::Folder { folder, plug_in: ca_directory, jwt }
             }
-            return Ok(None);
+            (None, true) => {
+                without("--identity-directory", &of_folders)?;
+                Kept::Cluster { root_config_map }
+            }
+            (None, false) => {
+                without("--identity-directory", &of_folders)?;
+                let of_both = [
+                    ("--gateway-identity", !gateway_identity.is_empty()),
+                    ("--server-name", !server_name.is_empty()),
+                ];
+                without("--identity-directory or --identity-cluster", &of_both)?;
+                return Ok(None);
+            }
         };
         let trust_domain: TrustDomain = trust_domain.parse().context("--trust-domain")?;
         if certificate_lifetime > longest_certificate_lifetime {
@@ -145,16 +188,23 @@ impl IdentityArgs {
         names.extend(host_name());
         names.extend(server_name);
         Ok(Some(IdentitySettings {
-            folder,
-            plug_in: ca_directory,
-            own: SpiffeId::new(&trust_domain, OWN.0, OWN.1)?,
+            own: SpiffeId::new(&trust_domain, &own_namespace(), OWN.1)?,
+            kept,
             names,
             address: secure_address,
             lifetime: certificate_lifetime,
             longest: longest_certificate_lifetime,
-            jwt: jwt_issuer.zip(jwt_keys),
             gateways: gateway_identity.iter().map(gateway).collect::<Result<_>>()?,
         }))
+    }
+}
+
+/// The namespace of this pod; outside of a cluster that of the chart.
+fn own_namespace() -> String {
+    let namespace = std::fs::read_to_string(NAMESPACE).unwrap_or_default();
+    match namespace.trim() {
+        "" => OWN.0.to_owned(),
+        namespace => namespace.to_owned(),
     }
 }
 

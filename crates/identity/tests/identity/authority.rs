@@ -203,6 +203,21 @@ fn given_an_intermediate_made_here_then_its_certificates_verify() {
 }
 
 #[test]
+fn given_an_authority_then_its_files_make_it_again() {
+    let now = SystemTime::now();
+    let root = super::authority();
+    let below = root.intermediate(&domain(), now).expect("made");
+    let below = Authority::from_files(&below, now).expect("usable");
+    for authority in [root, below] {
+        let again = authority.to_files().expect("files");
+        let again = Authority::from_files(&again, now).expect("usable");
+        assert_eq!(again.about(), authority.about());
+        assert_eq!(again.roots(), authority.roots());
+        assert_eq!(again.chain(), authority.chain());
+    }
+}
+
+#[test]
 fn given_a_bad_plug_in_ca_then_the_message_names_the_file_and_the_fault() {
     if !openssl::is_here() {
         return;

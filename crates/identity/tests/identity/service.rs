@@ -8,14 +8,14 @@ use std::time::Duration;
 use identity::ca::CaSettings;
 use identity::client::{self, Certified, ClientError};
 use identity::{
-    Authenticator, CertificateAuthority, Connections, IdentityFolder, JoinTokens, JwtIssuer,
-    PrivateKey, ServerIdentity, Source, SpiffeId, Stats, ca_server, serve, tls,
+    Authenticator, CertificateAuthority, Connections, FolderSource, IdentityFolder, JoinTokens,
+    JwtIssuer, PrivateKey, ServerIdentity, SpiffeId, Stats, ca_server, serve, tls,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
@@ -54,8 +54,6 @@ impl Service {
         let folder = IdentityFolder::open(&place.path().join("identity")).expect("opened");
         let settings = CaSettings {
             trust_domain: domain(),
-            folder: folder.clone(),
-            source: plug_in.map_or(Source::SelfSigned, Source::PlugIn),
             server: ServerIdentity {
                 id: id("heddle-system", "heddle"),
                 names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
@@ -64,7 +62,11 @@ impl Service {
             longest: Duration::from_secs(30 * 24 * 3600),
         };
         let stats: Arc<Stats> = Arc::default();
-        let ca = CertificateAuthority::start(settings, Arc::clone(&stats)).expect("it starts");
+        let source = FolderSource::new(folder.clone(), plug_in);
+        let files = source.files(&domain()).expect("there");
+        let ca = CertificateAuthority::start(settings, &files, Arc::clone(&stats));
+        let ca = ca.expect("it starts");
+        let (found, finds) = mpsc::channel(1);
         let signer = Signer::new();
         let issuer = JwtIssuer::new(ISSUER, signer.1.as_bytes(), domain()).expect("good keys");
         let join = JoinTokens::new(&folder, domain());
@@ -78,7 +80,8 @@ impl Service {
             Connections { tls: ca.tls(), trust_domain: domain(), stats, stopped: stopped.clone() };
         let tasks = vec![
             tokio::spawn(serve(listener, routes, connections)),
-            tokio::spawn(Arc::clone(&ca).run(stopped)),
+            tokio::spawn(source.run(Arc::clone(&ca), found, stopped.clone())),
+            tokio::spawn(Arc::clone(&ca).run(finds, stopped)),
         ];
         Self { address, ca, folder, place, signer, stop, tasks }
     }

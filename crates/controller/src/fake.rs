@@ -1,5 +1,5 @@
-//! An API server within the process: enough of one for discovery, lists, watches, and for
-//! everything that can go wrong with them.
+//! An API server within the process: enough of one for discovery, lists, watches, writes and
+//! reviews of tokens, and for everything that can go wrong with them.
 //!
 //! **Invariant:** answers as a real one does; what it holds is what the source must come to.
 
@@ -8,7 +8,8 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -19,29 +20,31 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// Resources that are served: group, plural.
-pub(super) const BUILT_IN: [(&str, &str); 6] = [
+pub(crate) const BUILT_IN: [(&str, &str); 8] = [
     ("", "namespaces"),
     ("", "nodes"),
     ("", "services"),
     ("", "pods"),
     ("", "configmaps"),
+    ("", "secrets"),
+    ("events.k8s.io", "events"),
     ("discovery.k8s.io", "endpointslices"),
 ];
-pub(super) const ISTIO: &str = "networking.istio.io";
+pub(crate) const ISTIO: &str = "networking.istio.io";
 
 /// A response, whole or as a stream.
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// Namespace and name.
-type Key = (String, String);
+pub(crate) type Key = (String, String);
 
 /// The server.
 #[derive(Clone, Default)]
-pub(super) struct Fake(Arc<Mutex<State>>);
+pub(crate) struct Fake(Arc<Mutex<State>>);
 
 /// What becomes of a list that is asked for as a stream.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) enum Streaming {
+pub(crate) enum Streaming {
     /// It comes.
     #[default]
     Works,
@@ -53,48 +56,81 @@ pub(super) enum Streaming {
 
 /// What it holds, and how it is doing.
 #[derive(Default)]
-pub(super) struct State {
+pub(crate) struct State {
     /// By plural.
-    pub(super) objects: BTreeMap<String, BTreeMap<Key, Value>>,
+    pub(crate) objects: BTreeMap<String, BTreeMap<Key, Value>>,
     /// CRDs: plurals of Istio's group that are installed.
-    pub(super) installed: BTreeSet<String>,
+    pub(crate) installed: BTreeSet<String>,
     /// Whether every request fails.
-    pub(super) down: bool,
+    pub(crate) down: bool,
     /// Whether discovery fails.
-    pub(super) undiscoverable: bool,
-    pub(super) streaming: Streaming,
+    pub(crate) undiscoverable: bool,
+    pub(crate) streaming: Streaming,
+    /// What a review of a token says; of any other it says no.
+    pub(crate) reviews: BTreeMap<String, Value>,
+    /// Reviews that were asked for.
+    pub(crate) reviewed: usize,
+    /// Objects that were written by clients: plural, namespace, name.
+    pub(crate) written: Vec<(String, Key)>,
+    /// Creations of what was there already.
+    pub(crate) conflicts: usize,
     revision: u64,
     /// Revisions up to here are forgotten: who resumes from them must list again.
     compacted: u64,
     /// What happened: revision, plural, type, object.
     log: Vec<(u64, String, &'static str, Value)>,
-    watchers: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
+    watchers: Vec<(Selector, mpsc::UnboundedSender<Bytes>)>,
+}
+
+/// Which objects are asked for.
+#[derive(Clone)]
+struct Selector {
+    plural: String,
+    namespace: Option<String>,
+    name: Option<String>,
+}
+
+// === impl Selector ===
+
+impl Selector {
+    fn selects(&self, plural: &str, object: &Value) -> bool {
+        let is = |field: &str, wanted: &Option<String>| {
+            wanted.as_ref().is_none_or(|wanted| object["metadata"][field] == **wanted)
+        };
+        self.plural == plural && is("namespace", &self.namespace) && is("name", &self.name)
+    }
 }
 
 // === impl Fake ===
 
 impl Fake {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let fake = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let fake = fake.clone();
-            async move { Ok::<_, Infallible>(fake.answer(&request)) }
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect().await.expect("a body").to_bytes();
+                // Others may be served while this travels.
+                tokio::task::yield_now().await;
+                Ok::<_, Infallible>(fake.answer(&head, &body))
+            }
         });
         Client::new(service, "heddle-system")
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("no panic")
     }
 
-    fn answer(&self, request: &Request<Body>) -> Answer {
-        let path = request.uri().path().trim_start_matches('/').to_owned();
-        let query: BTreeMap<String, String> = request
-            .uri()
+    fn answer(&self, head: &Parts, body: &[u8]) -> Answer {
+        let path = head.uri.path().trim_start_matches('/').to_owned();
+        let query: BTreeMap<String, String> = head
+            .uri
             .query()
             .unwrap_or_default()
             .split('&')
@@ -106,7 +142,18 @@ impl Fake {
             return failure(StatusCode::SERVICE_UNAVAILABLE, "the server is not ready");
         }
         let parts: Vec<&str> = path.split('/').collect();
+        let written = || serde_json::from_slice::<Value>(body).expect("JSON");
         match parts.as_slice() {
+            ["apis", "authentication.k8s.io", "v1", "tokenreviews"] => state.review(written()),
+            ["api", "v1", "namespaces", namespace, plural, rest @ ..]
+            | ["apis", _, _, "namespaces", namespace, plural, rest @ ..]
+                if head.method != Method::GET =>
+            {
+                state.write(&head.method, namespace, plural, rest.first().copied(), written())
+            }
+            ["api", "v1", "namespaces", namespace, plural, name] => {
+                state.object(plural, &((*namespace).to_owned(), (*name).to_owned()))
+            }
             ["apis"] | ["apis", _, _] if state.undiscoverable => {
                 failure(StatusCode::INTERNAL_SERVER_ERROR, "etcd is away")
             }
@@ -123,7 +170,7 @@ impl Fake {
 
 impl State {
     /// Write an object.
-    pub(super) fn put(&mut self, plural: &str, key: Key, mut object: Value) {
+    pub(crate) fn put(&mut self, plural: &str, key: Key, mut object: Value) {
         self.revision += 1;
         object["metadata"]["resourceVersion"] = json!(self.revision.to_string());
         let before = self.objects.entry(plural.to_owned()).or_default().insert(key, object.clone());
@@ -131,7 +178,7 @@ impl State {
     }
 
     /// Delete an object.
-    pub(super) fn delete(&mut self, plural: &str, key: &Key) {
+    pub(crate) fn delete(&mut self, plural: &str, key: &Key) {
         let Some(mut object) = self.objects.get_mut(plural).and_then(|o| o.remove(key)) else {
             return;
         };
@@ -140,31 +187,72 @@ impl State {
         self.tell(plural, "DELETED", object);
     }
 
+    /// What a review answers.
+    fn review(&mut self, mut review: Value) -> Answer {
+        self.reviewed += 1;
+        let token = review["spec"]["token"].as_str().expect("a token").to_owned();
+        assert_eq!(review["spec"]["audiences"], json!(["istio-ca"]));
+        let unknown = || json!({"authenticated": false, "error": "[invalid bearer token]"});
+        review["status"] = self.reviews.get(&token).cloned().unwrap_or_else(unknown);
+        success(&review)
+    }
+
+    /// Create an object, or apply one.
+    fn write(
+        &mut self,
+        method: &Method,
+        namespace: &str,
+        plural: &str,
+        name: Option<&str>,
+        mut object: Value,
+    ) -> Answer {
+        let name = name.or_else(|| object["metadata"]["name"].as_str()).expect("a name");
+        let key = (namespace.to_owned(), name.to_owned());
+        let there = self.objects.get(plural).is_some_and(|objects| objects.contains_key(&key));
+        if *method == Method::POST && there {
+            self.conflicts += 1;
+            return failure(StatusCode::CONFLICT, "it exists");
+        }
+        object["metadata"]["namespace"] = json!(namespace);
+        self.written.push((plural.to_owned(), key.clone()));
+        self.put(plural, key, object.clone());
+        success(&object)
+    }
+
+    fn object(&self, plural: &str, key: &Key) -> Answer {
+        match self.objects.get(plural).and_then(|objects| objects.get(key)) {
+            Some(object) => success(object),
+            None => failure(StatusCode::NOT_FOUND, "not found"),
+        }
+    }
+
     /// Cut every connection. What happens next is seen by who comes back, if it is remembered.
-    pub(super) fn cut(&mut self) {
+    pub(crate) fn cut(&mut self) {
         self.watchers.clear();
     }
 
     /// Forget the past.
-    pub(super) fn compact(&mut self) {
+    pub(crate) fn compact(&mut self) {
         self.compacted = self.revision;
         self.log.clear();
     }
 
     /// Remove a CRD: its objects go, then its watches end.
-    pub(super) fn uninstall(&mut self, plural: &str) {
+    pub(crate) fn uninstall(&mut self, plural: &str) {
         let keys: Vec<Key> =
             self.objects.get(plural).map(|o| o.keys().cloned().collect()).unwrap_or_default();
         for key in &keys {
             self.delete(plural, key);
         }
         self.installed.remove(plural);
-        self.watchers.retain(|(watched, _)| watched != plural);
+        self.watchers.retain(|(watched, _)| watched.plural != plural);
     }
 
     fn tell(&mut self, plural: &str, what: &'static str, object: Value) {
         let line = line(what, &object);
-        self.watchers.retain(|(watched, to)| watched != plural || to.send(line.clone()).is_ok());
+        self.watchers.retain(|(watched, to)| {
+            !watched.selects(plural, &object) || to.send(line.clone()).is_ok()
+        });
         self.log.push((self.revision, plural.to_owned(), what, object));
     }
 
@@ -216,13 +304,11 @@ impl State {
             return failure(StatusCode::NOT_FOUND, "404 page not found");
         }
         let name = query.get("fieldSelector").and_then(|f| f.strip_prefix("metadata.name%3D"));
-        let selected = |object: &Value| {
-            let metadata = &object["metadata"];
-            namespace.as_ref().is_none_or(|n| metadata["namespace"] == **n)
-                && name.is_none_or(|n| metadata["name"] == n)
-        };
+        let selector =
+            Selector { plural: plural.to_owned(), namespace, name: name.map(str::to_owned) };
         let objects = self.objects.get(plural).into_iter().flat_map(|o| o.values());
-        let objects: Vec<Value> = objects.filter(|o| selected(o)).cloned().collect();
+        let objects: Vec<Value> =
+            objects.filter(|o| selector.selects(plural, o)).cloned().collect();
         let revision = self.revision.to_string();
         if !query.contains_key("watch") {
             return success(&json!({
@@ -256,13 +342,12 @@ impl State {
             let _ = send.send(line("ERROR", &status(410, "too old resource version")));
             return stream(receive);
         } else {
-            let missed =
-                self.log.iter().filter(|(r, p, _, o)| *r > from && p == plural && selected(o));
+            let missed = self.log.iter().filter(|(r, p, _, o)| *r > from && selector.selects(p, o));
             for (_, _, what, object) in missed {
                 let _ = send.send(line(what, object));
             }
         }
-        self.watchers.push((plural.to_owned(), send));
+        self.watchers.push((selector, send));
         stream(receive)
     }
 }

@@ -2,8 +2,6 @@
 //!
 //! **Invariant:** time is virtual: pauses take none.
 
-mod fake;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +12,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use self::fake::{Fake, ISTIO, Streaming};
 use super::Kubernetes;
 use crate::event::Event;
+use crate::fake::{self, Fake, ISTIO, Streaming};
 use crate::sources::{SourceState, SourceStates};
 
 /// A source that runs, and what it said.
