@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
-use model::{Batch, Engine, ProxyKey, Severity, Update};
+use model::{Batch, Change, Engine, ProxyKey, Row, Severity, Update};
 use tokio::sync::{mpsc, watch};
 use xds::{ScopeId, StreamId};
 
@@ -24,7 +24,7 @@ use crate::metrics;
 use crate::problems::Rejections;
 use crate::publish::Offer;
 use crate::pushes::{Push, Pushes};
-use crate::world::{Objects, Shared, World};
+use crate::world::{Objects, Rows, Scopes, Shared, World};
 
 /// Events taken into one batch at most, so that a storm is published now and then.
 const BATCH: usize = 4096;
@@ -35,6 +35,8 @@ pub(crate) struct Pipeline {
     engine: Engine,
     offer: Offer,
     objects: Objects,
+    rows: Rows,
+    scopes: Arc<Scopes>,
     files: Arc<Vec<FileProblem>>,
     streams: BTreeMap<ProxyKey, Stream>,
     rejections: Rejections,
@@ -78,6 +80,8 @@ impl Pipeline {
             engine: Engine::new(),
             offer: Offer::default(),
             objects: Objects::default(),
+            rows: Rows::default(),
+            scopes: Arc::default(),
             files: Arc::default(),
             streams: BTreeMap::new(),
             rejections: Rejections::default(),
@@ -126,6 +130,7 @@ impl Pipeline {
                 tracing::error!("the engine differs from a fresh one: {difference}");
             }
         }
+        self.note_scopes(&update);
         let first = synced && !self.synced;
         self.synced |= synced;
         let (resources, scopes) = self.offer.apply(&update);
@@ -185,6 +190,7 @@ impl Pipeline {
                         }
                         None => drop(self.objects.remove_mut(&change.owner)),
                     }
+                    self.keep(&change);
                     gathered.batch.changes.push(change);
                 }
                 if let Some(files) = files {
@@ -202,6 +208,29 @@ impl Pipeline {
                 gathered.batch.disconnected.push(key);
             }
             Event::Stream(event) => gathered.streams.push(event),
+        }
+    }
+
+    /// Keep what people may ask about of an object.
+    fn keep(&mut self, change: &Change) {
+        let asked = |row: &&Row| matches!(row, Row::Service(_) | Row::EndpointSlice(_));
+        let rows: Arc<[Row]> = change.rows.iter().filter(asked).cloned().collect();
+        if rows.is_empty() {
+            self.rows.remove_mut(&change.owner);
+        } else {
+            self.rows.insert_mut(Arc::clone(&change.owner), rows);
+        }
+    }
+
+    /// Take over which scopes there are.
+    fn note_scopes(&mut self, update: &Update) {
+        for (id, layers) in &update.scopes {
+            let scopes = Arc::make_mut(&mut self.scopes);
+            let about = layers.as_ref().and_then(|_| self.engine.about(*id));
+            match about {
+                Some(about) => drop(scopes.insert(ScopeId(id.0), about)),
+                None => drop(scopes.remove(&ScopeId(id.0))),
+            }
         }
     }
 
@@ -254,6 +283,8 @@ impl Pipeline {
         World {
             revision: self.offer.revision(),
             objects: self.objects.clone(),
+            rows: self.rows.clone(),
+            scopes: Arc::clone(&self.scopes),
             files: Arc::clone(&self.files),
             problems: Arc::new(problems),
             pushes: self.pushes.clone(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use identity::CertificateAuthority;
-use model::{ObjectRef, Origin, Problem, ResourceId, ir};
+use model::{About, ObjectRef, Origin, Problem, ResourceId, Row, ir};
 use rpds::RedBlackTreeMapSync;
 use tokio::sync::watch;
 use xds::{EncodedResource, Publisher, ResourceType, ScopeId};
@@ -38,6 +38,12 @@ pub(crate) struct Shared {
 /// Objects as their sources have them; taking one over costs the same however many there are.
 pub(crate) type Objects = RedBlackTreeMapSync<Arc<ObjectRef>, Arc<SourceObject>>;
 
+/// Services and endpoints as objects gave them, each shared with the engine.
+pub(crate) type Rows = RedBlackTreeMapSync<Arc<ObjectRef>, Arc<[Row]>>;
+
+/// What decides each scope.
+pub(crate) type Scopes = BTreeMap<ScopeId, About>;
+
 /// Resources of a scope: what is offered, and the `ir` it was made of.
 pub(crate) type Offered =
     BTreeMap<(ResourceType, Arc<str>), (Arc<EncodedResource>, Arc<ir::Resource>)>;
@@ -49,6 +55,10 @@ pub(crate) struct World {
     pub(crate) revision: u64,
     /// Objects as their sources have them.
     pub(crate) objects: Objects,
+    /// Services and endpoints.
+    pub(crate) rows: Rows,
+    /// What decides each scope.
+    pub(crate) scopes: Arc<Scopes>,
     /// What is wrong with files as a whole.
     pub(crate) files: Arc<Vec<FileProblem>>,
     /// What is wrong between objects, with what was made of them, and what proxies rejected.

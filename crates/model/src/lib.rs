@@ -21,7 +21,9 @@ pub mod rows;
 mod snapshot;
 mod track;
 
-pub use engine::{Batch, Engine, LayerDiff, LayerId, ProxyKey, ResourceId, ScopeId, Update};
+pub use engine::{
+    About, AboutRole, Batch, Engine, LayerDiff, LayerId, ProxyKey, ResourceId, ScopeId, Update,
+};
 pub use object::{Kind, ObjectRef, Origin, Origins};
 pub use problem::{Problem, Reason, Severity};
 pub use proxy::{BadNodeId, Capabilities, EnvoyVersion, Proxy, Role};

@@ -70,6 +70,13 @@ impl Layer {
         self.types[kind as usize].get(name)
     }
 
+    /// How many resources it sets, and how many names it hides. Costs as much as there are.
+    pub fn counts(&self) -> (usize, usize) {
+        let entries = self.types.iter().flat_map(|entries| entries.values());
+        let (set, hidden): (Vec<_>, Vec<_>) = entries.partition(|entry| entry.is_some());
+        (set.len(), hidden.len())
+    }
+
     /// Names that may differ between `earlier` and this layer.
     pub(crate) fn changed_since(&self, earlier: &Self, kind: ResourceType) -> Vec<Arc<str>> {
         let slot = kind as usize;

@@ -217,7 +217,7 @@ pub(super) fn config_dump(admin: &Admin, proxy: &str) -> Option<Value> {
 }
 
 /// The newest stream of a proxy.
-fn stream_of(admin: &Admin, proxy: &str) -> Option<StreamStatus> {
+pub(super) fn stream_of(admin: &Admin, proxy: &str) -> Option<StreamStatus> {
     let streams = admin.streams.list().into_iter();
     streams.filter(|s| &*s.node_id == proxy).max_by_key(|s| s.id)
 }

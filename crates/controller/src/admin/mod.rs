@@ -4,6 +4,8 @@
 //! another host, so that a web page cannot read it through a browser.
 
 mod dump;
+mod index;
+mod mesh;
 
 pub(crate) use self::dump::rfc3339;
 
@@ -15,7 +17,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use xds::Streams;
@@ -43,18 +45,8 @@ struct LevelQuery {
     level: Option<String>,
 }
 
-const PAGES: [(&str, &str); 7] = [
-    ("/debug/syncz", "connected proxies: per type what was sent, accepted, rejected"),
-    ("/debug/configz", "accepted objects and what is wrong with them"),
-    ("/debug/config_dump?proxyID=", "what a proxy is offered, in the shape of Envoy's own dump"),
-    (
-        "/debug/pushz",
-        "the last batches: what came in, what ran again, what differed, who was woken",
-    ),
-    ("/debug/sourcez", "the watches of the cluster: what was read, and since when one is stale"),
-    ("/debug/ca", "the certificate authority: who it is, what it issued and refused"),
-    ("/debug/logging", "log level; POST /debug/logging?level=debug changes it"),
-];
+/// What a browser may load for a page of ours.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
 
 /// Health and metrics.
 pub(crate) fn public(shared: Arc<Shared>, metrics: Arc<Metrics>) -> Router {
@@ -95,11 +87,15 @@ pub(crate) fn private(admin: Admin) -> Router {
         .route("/debug/", get(index))
         .route("/debug/syncz", get(syncz))
         .route("/debug/configz", get(configz))
+        .route("/debug/registryz", get(registryz))
+        .route("/debug/endpointz", get(endpointz))
+        .route("/debug/scopez", get(scopez))
         .route("/debug/config_dump", get(config_dump))
         .route("/debug/pushz", get(pushz))
         .route("/debug/sourcez", get(sourcez))
         .route("/debug/ca", get(ca))
         .route("/debug/logging", get(level).post(set_level))
+        .fallback(nothing)
         .layer(from_fn(only_loopback_names))
         .with_state(admin)
 }
@@ -110,7 +106,13 @@ async fn only_loopback_names(request: Request, next: Next) -> Response {
     let host =
         request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
     if is_loopback(host) {
-        return next.run(request).await;
+        let mut response = next.run(request).await;
+        // Nothing that a page shows may become a script, or be read by another page.
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        return response;
     }
     let message = format!("host {host:?} is not this machine's loopback; use localhost\n");
     (StatusCode::FORBIDDEN, message).into_response()
@@ -126,16 +128,25 @@ fn is_loopback(host: &str) -> bool {
         || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-async fn index() -> Html<String> {
-    let items: String = PAGES
-        .iter()
-        .map(|(path, what)| format!("<li><a href=\"{path}\"><code>{path}</code></a>: {what}</li>"))
-        .collect();
-    Html(format!(
-        "<!doctype html><html lang=\"en\"><title>heddle-controller</title>\
-         <h1>heddle-controller {}</h1><ul>{items}</ul></html>\n",
-        env!("CARGO_PKG_VERSION")
-    ))
+async fn index(State(admin): State<Admin>) -> Html<String> {
+    Html(index::html(&admin))
+}
+
+async fn nothing(request: Request) -> Response {
+    let message = format!("there is no page {}; /debug/ lists them\n", request.uri().path());
+    (StatusCode::NOT_FOUND, message).into_response()
+}
+
+async fn registryz(State(admin): State<Admin>) -> Json<Value> {
+    Json(mesh::registryz(&admin.shared.world.load()))
+}
+
+async fn endpointz(State(admin): State<Admin>) -> Json<Value> {
+    Json(mesh::endpointz(&admin.shared.world.load()))
+}
+
+async fn scopez(State(admin): State<Admin>, Query(query): Query<ProxyQuery>) -> Response {
+    of_proxy("/debug/scopez", query, |proxy| mesh::scopez(&admin, proxy))
 }
 
 async fn syncz(State(admin): State<Admin>) -> Json<Value> {
@@ -155,12 +166,17 @@ async fn sourcez(State(admin): State<Admin>) -> Json<Value> {
 }
 
 async fn config_dump(State(admin): State<Admin>, Query(query): Query<ProxyQuery>) -> Response {
+    of_proxy("/debug/config_dump", query, |proxy| dump::config_dump(&admin, proxy))
+}
+
+/// A page about one proxy.
+fn of_proxy(path: &str, query: ProxyQuery, page: impl FnOnce(&str) -> Option<Value>) -> Response {
     let Some(proxy) = query.proxy_id.filter(|id| !id.is_empty()) else {
-        let message = "name a proxy: /debug/config_dump?proxyID=ID; /debug/syncz lists them\n";
+        let message = format!("name a proxy: {path}?proxyID=ID; /debug/syncz lists them\n");
         return (StatusCode::BAD_REQUEST, message).into_response();
     };
-    match dump::config_dump(&admin, &proxy) {
-        Some(dump) => Json(dump).into_response(),
+    match page(&proxy) {
+        Some(page) => Json(page).into_response(),
         None => {
             let message = format!("no proxy {proxy:?} is connected; /debug/syncz lists them\n");
             (StatusCode::NOT_FOUND, message).into_response()

@@ -100,6 +100,8 @@ fn given_config_dump_without_a_proxy_or_with_an_unknown_one_then_advice_is_given
         let (status, body) = controller.debug(path);
         assert!(status == 200 && body.contains("/debug/config_dump"), "{path}: {body}");
     }
+    let (status, body) = controller.debug("/debug/nothing");
+    assert_eq!((status, body.contains("no page /debug/nothing; /debug/ lists")), (404, true));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod admin;
 mod bad_input;
 mod files;
 mod identity;
+mod mesh_pages;
 mod start;
 mod xds;
 
@@ -266,6 +267,12 @@ impl Controller {
 
 /// One HTTP request: status and body.
 fn ask(address: SocketAddr, method: &str, path: &str, host: &str) -> (u16, String) {
+    let (status, _, body) = exchange(address, method, path, host);
+    (status, body)
+}
+
+/// One HTTP request: status, head and body.
+fn exchange(address: SocketAddr, method: &str, path: &str, host: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(address).expect("a connection");
     stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
     let request = format!(
@@ -276,5 +283,5 @@ fn ask(address: SocketAddr, method: &str, path: &str, host: &str) -> (u16, Strin
     stream.read_to_string(&mut answer).expect("an answer");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
-    (status, body.to_owned())
+    (status, head.to_ascii_lowercase(), body.to_owned())
 }

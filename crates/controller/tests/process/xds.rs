@@ -55,7 +55,7 @@ async fn client(controller: &Controller) -> AggregatedDiscoveryServiceClient<Cha
 }
 
 impl Proxy {
-    async fn connect(controller: &Controller, node: Node) -> Self {
+    pub(super) async fn connect(controller: &Controller, node: Node) -> Self {
         let first = DeltaDiscoveryRequest { node: Some(node), ..Self::first() };
         Self::over(client(controller).await, first).await.expect("a stream")
     }

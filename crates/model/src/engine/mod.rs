@@ -18,8 +18,11 @@
 //! only the numbers given to resources, layers and scopes depend on it, and no bytes depend on
 //! those.
 
+mod about;
 mod held;
 mod public;
+
+pub use about::{About, AboutRole};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
