@@ -7,6 +7,7 @@ mod bootstrap;
 mod ca;
 mod check;
 mod cluster;
+mod completion;
 mod controllers;
 mod files;
 mod install;
@@ -21,7 +22,7 @@ mod wait;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Looks into a Heddle mesh, and shows what routing rules do before they do it.
 #[derive(Parser)]
@@ -53,6 +54,8 @@ enum Command {
     /// Tokens with which machines get their first certificate
     #[command(subcommand)]
     Token(token::Command),
+    /// Print a script by which a shell completes commands: bash, zsh, fish, powershell
+    Completion(completion::Args),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Wait(args) => wait::run(&args),
         Command::Ca(command) => ca::run(&command),
         Command::Token(command) => token::run(&command),
+        Command::Completion(args) => completion::run(&args, Args::command()),
     };
     match result {
         Ok(code) => code,

@@ -130,3 +130,41 @@ fn given_an_answer_then_status_shows_each_proxy_and_its_types() {
         assert!(row.contains(text), "{}", ran.out);
     }
 }
+
+#[test]
+fn given_a_shell_then_completion_prints_a_script_that_completes_commands() {
+    for (shell, says) in [
+        ("bash", "complete -F _heddle"),
+        ("zsh", "#compdef heddle"),
+        ("fish", "complete -c heddle"),
+        ("powershell", "Register-ArgumentCompleter"),
+    ] {
+        let ran = Folder::new().run(&["completion", shell]);
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{shell}");
+        for text in [says, "validate", "mesh-config"] {
+            assert!(ran.out.contains(text), "{shell}: {text} is not in the script");
+        }
+    }
+    Folder::new().run(&["completion", "dos"]).says(2, &["dos", "bash", "zsh"]);
+}
+
+#[test]
+fn given_the_script_for_bash_when_a_word_is_begun_then_bash_completes_it() {
+    let complete = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (last, before) = (words[words.len() - 1], words[words.len() - 2]);
+        let script = format!(
+            "source <(\"$HEDDLE\" completion bash); COMP_WORDS=({line}); COMP_CWORD={}; \
+             _heddle heddle '{last}' '{before}'; echo \"${{COMPREPLY[@]}}\"",
+            words.len() - 1
+        );
+        let mut bash = std::process::Command::new("bash");
+        bash.args(["-c", &script]).env("HEDDLE", env!("CARGO_BIN_EXE_heddle"));
+        let ran = super::Ran::from(bash.output().expect("bash runs"));
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{line}");
+        ran.out.trim().to_owned()
+    };
+    assert_eq!(complete("heddle val"), "validate");
+    assert_eq!(complete("heddle validate --mesh"), "--mesh-config");
+    assert!(complete("heddle config gw ro").contains("routes"));
+}
