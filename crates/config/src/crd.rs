@@ -6,7 +6,7 @@
 //! what is refused there never gets here. What it lets through and we cannot use is a `Problem`.
 //!
 //! **Invariant:** every field of the API is in the document, else the API server would drop it in
-//! silence: a field that we do not read yet takes any value.
+//! silence; a field that we do not read yet is checked too.
 
 use serde_json::{Map, Value, json};
 
@@ -42,7 +42,7 @@ pub fn definition(known: &Known) -> Option<Value> {
     let schema = json!({
         "type": "object",
         "required": ["spec"],
-        "properties": {"spec": schema(spec), "status": status()},
+        "properties": {"spec": schema(spec, Within::Nothing), "status": status()},
     });
     let versions: Vec<Value> = (0..)
         .zip(known.versions)
@@ -112,8 +112,17 @@ fn status() -> Value {
     })
 }
 
+/// Lists that a value stands in. An API server takes a rule only if it can tell that it will never
+/// cost much: by how long the lists are at most, and how many of them are in each other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Within {
+    Nothing,
+    List,
+    Lists,
+}
+
 /// A type as a structural schema.
-fn schema(ty: &Type) -> Value {
+fn schema(ty: &Type, within: Within) -> Value {
     match ty {
         Type::Any => json!({"x-kubernetes-preserve-unknown-fields": true}),
         Type::Bool => json!({"type": "boolean"}),
@@ -131,11 +140,11 @@ fn schema(ty: &Type) -> Value {
             schema
         }
         Type::IntegerOrText => json!({"x-kubernetes-int-or-string": true}),
-        Type::Time(_) => json!({"type": "string", "pattern": TIME}),
+        Type::Time(least) => time(*least, within),
         Type::Enum(words) => json!({"type": "string", "enum": words}),
-        Type::Object(fields) | Type::Strict(fields) => object(fields),
+        Type::Object(fields) | Type::Strict(fields) => object(fields, within),
         Type::OneOf(fields, may_be_empty) => {
-            let mut schema = object(fields);
+            let mut schema = object(fields, within);
             let names = fields.iter().map(|f| json!({"required": [f.name]}));
             let mut choices: Vec<Value> = names.collect();
             if *may_be_empty {
@@ -144,16 +153,65 @@ fn schema(ty: &Type) -> Value {
             schema["oneOf"] = Value::Array(choices);
             schema
         }
-        Type::List(item, _) => json!({"type": "array", "items": schema(item)}),
-        Type::Map(_, value) => json!({"type": "object", "additionalProperties": schema(value)}),
+        Type::List(item, _) => list(item, within),
+        Type::Map(_, value) => {
+            let value = schema(value, Within::Lists);
+            json!({"type": "object", "additionalProperties": value})
+        }
+        Type::Ruled(ty, rules) => {
+            let rules = rules.iter().map(|rule| (rule.holds, rule.else_says));
+            ruled(schema(ty, within), within, rules)
+        }
     }
 }
 
-fn object(fields: &[Field]) -> Value {
+fn list(item: &Type, within: Within) -> Value {
+    // More than an object can hold whose items mean something.
+    const MOST: usize = 16_384;
+    match within {
+        Within::Nothing => {
+            let items = schema(item, Within::List);
+            json!({"type": "array", "maxItems": MOST, "items": items})
+        }
+        Within::List | Within::Lists => {
+            json!({"type": "array", "items": schema(item, Within::Lists)})
+        }
+    }
+}
+
+/// A time of at least this many milliseconds, or none at all where that is allowed.
+fn time(least: u64, within: Within) -> Value {
+    // More than any time that makes sense has digits.
+    const LONGEST: usize = 64;
+    let (rule, message) = match least {
+        0 => (
+            "duration(self) == duration('0s') || duration(self) >= duration('1ms')".to_owned(),
+            "must be 0s or at least 1ms".to_owned(),
+        ),
+        n => (format!("duration(self) >= duration('{n}ms')"), format!("must be at least {n}ms")),
+    };
+    let schema = json!({"type": "string", "maxLength": LONGEST, "pattern": TIME});
+    ruled(schema, within, [(&*rule, &*message)])
+}
+
+/// Add rules, where an API server takes them; elsewhere only our own check says what is wrong.
+fn ruled<'a>(
+    mut schema: Value,
+    within: Within,
+    rules: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Value {
+    if within < Within::Lists {
+        let rules = rules.into_iter().map(|(rule, says)| json!({"rule": rule, "message": says}));
+        schema["x-kubernetes-validations"] = rules.collect();
+    }
+    schema
+}
+
+fn object(fields: &[Field], within: Within) -> Value {
     let properties: Map<String, Value> = fields
         .iter()
         .map(|field| {
-            let mut schema = schema(&field.ty);
+            let mut schema = schema(&field.ty, within);
             if field.support == Support::NotYet {
                 schema["description"] = json!("Not supported by this version of Heddle.");
             }

@@ -44,8 +44,20 @@ pub enum Type {
     List(&'static Type, OnBad),
     /// Keys that this function accepts, and values.
     Map(fn(&str) -> Result<(), String>, &'static Type),
+    /// A type with conditions between its fields. An API server checks them; what lowers the object
+    /// says so again, of objects that never saw one.
+    Ruled(&'static Type, &'static [Rule]),
     /// Not looked at.
     Any,
+}
+
+/// A condition that an API server checks, in CEL.
+#[derive(Debug)]
+pub struct Rule {
+    /// The expression; `self` is the value.
+    pub holds: &'static str,
+    /// What is wrong where it does not hold.
+    pub else_says: &'static str,
 }
 
 /// What goes when a value is bad.
@@ -118,6 +130,11 @@ impl Field {
     /// When it is bad, or not supported, its parent goes too.
     pub(crate) const fn or_parent(self) -> Self {
         Self { on_bad: OnBad::Parent, ..self }
+    }
+
+    /// It is of this type, though we do not read it.
+    pub(crate) const fn of(self, ty: Type) -> Self {
+        Self { ty, ..self }
     }
 
     /// It has no meaning here.
@@ -202,6 +219,7 @@ impl Checker<'_> {
             Type::OneOf(fields, may_be_empty) => self.one_of(node, fields, *may_be_empty),
             Type::List(item, on_bad) => self.list(node, item, *on_bad),
             Type::Map(accepts, ty) => self.map(node, *accepts, ty),
+            Type::Ruled(ty, _) => self.value(node, ty),
         }
     }
 

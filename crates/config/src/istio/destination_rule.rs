@@ -14,7 +14,7 @@ use model::rows::{
 use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
-use super::{decode, nothing};
+use super::{decode, later, nothing};
 use crate::export_to::{EXPORT_TO, visibility};
 use crate::kind::Kind;
 use crate::object::RawObject;
@@ -41,10 +41,10 @@ const LOAD_BALANCER: Type = Type::Object(&[
         ]),
     ),
     not_yet("consistentHash"),
-    not_yet("localityLbSetting"),
-    not_yet("zoneAwareLbSetting"),
-    not_yet("warmupDurationSecs"),
-    not_yet("warmup"),
+    not_yet("localityLbSetting").of(later::LOCALITY),
+    not_yet("zoneAwareLbSetting").of(later::ZONES),
+    not_yet("warmupDurationSecs").of(later::WARMUP_TIME),
+    not_yet("warmup").of(later::WARMUP),
 ]);
 
 const CONNECTION_POOL: Type = Type::Object(&[
@@ -101,11 +101,11 @@ const TRAFFIC_POLICY: Type = Type::Object(&[
     field("loadBalancer", LOAD_BALANCER),
     field("connectionPool", CONNECTION_POOL),
     field("outlierDetection", OUTLIER_DETECTION),
-    not_yet("tls"),
+    not_yet("tls").of(later::CLIENT_TLS),
     not_yet("portLevelSettings"),
-    not_yet("tunnel"),
-    not_yet("proxyProtocol"),
-    not_yet("retryBudget"),
+    not_yet("tunnel").of(later::TUNNEL),
+    not_yet("proxyProtocol").of(later::PROXY_PROTOCOL),
+    not_yet("retryBudget").of(later::RETRY_BUDGET),
 ]);
 
 const SPEC: Type = Type::Object(&[
@@ -124,7 +124,7 @@ const SPEC: Type = Type::Object(&[
     ),
     field("exportTo", EXPORT_TO).or_parent(),
     // Without its selector the policy would apply to workloads that it does not name.
-    not_yet("workloadSelector").or_parent(),
+    not_yet("workloadSelector").of(later::SELECTOR).or_parent(),
 ]);
 
 fn subset_name(name: &str) -> Result<(), String> {

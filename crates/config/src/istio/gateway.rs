@@ -12,7 +12,7 @@ use model::rows::{Gateway as GatewayRow, HostPattern, HostScope, Server};
 use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
-use super::{decode, nothing};
+use super::{decode, later, nothing};
 use crate::kind::Kind;
 use crate::object::RawObject;
 use crate::schema::{OnBad, Type, field, not_yet};
@@ -37,8 +37,8 @@ const SERVER: Type = Type::Object(&[
     field("hosts", Type::List(&Type::Checked(text::scoped_host), OnBad::Field)).required(),
     field("name", Type::Text).inert(),
     // Served without its TLS settings, a server would be more open than was written.
-    not_yet("tls").or_parent(),
-    not_yet("defaultEndpoint").or_parent(),
+    not_yet("tls").of(later::SERVER_TLS).or_parent(),
+    not_yet("defaultEndpoint").of(Type::Text).or_parent(),
 ]);
 
 const SPEC: Type = Type::Object(&[

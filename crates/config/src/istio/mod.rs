@@ -5,6 +5,7 @@
 
 pub(crate) mod destination_rule;
 pub(crate) mod gateway;
+mod later;
 pub(crate) mod mesh_config;
 mod retries;
 pub(crate) mod sidecar;

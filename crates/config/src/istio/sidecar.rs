@@ -11,7 +11,7 @@ use model::rows::{HostPattern, HostScope, OutboundPolicy, SidecarScope};
 use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
-use super::{decode, nothing};
+use super::{decode, later, nothing};
 use crate::kind::Kind;
 use crate::object::RawObject;
 use crate::schema::{Field, OnBad, Type, field, not_yet};
@@ -23,7 +23,7 @@ pub(crate) struct Sidecar;
 /// What becomes of requests to hosts that nothing declares.
 pub(crate) const OUTBOUND_POLICY: &[Field] = &[
     field("mode", Type::Enum(&["ALLOW_ANY", "REGISTRY_ONLY"])).or_parent(),
-    not_yet("egressProxy"),
+    not_yet("egressProxy").of(later::DESTINATION),
 ];
 
 const EGRESS: Type = Type::Object(&[

@@ -72,6 +72,7 @@ fn along(ty: &Type, steps: &[Step], last: &Value) -> Value {
             let inner = if rest.is_empty() { last.clone() } else { along(&f.ty, rest, last) };
             map([(f.name.to_owned(), inner)])
         }
+        (Type::Ruled(inner, _), _) => along(inner, steps, last),
         (Type::List(item, _), Step::Item) => Value::List(vec![node(along(item, rest, last))]),
         (Type::Map(_, item), Step::Key) => map([("a".to_owned(), along(item, rest, last))]),
         _ => panic!("a step that the type has not"),
@@ -104,6 +105,7 @@ fn smallest(ty: &Type) -> Value {
         }
         Type::List(item, _) => Value::List(vec![node(smallest(item))]),
         Type::Map(_, item) => map([("a".to_owned(), smallest(item))]),
+        Type::Ruled(inner, _) => smallest(inner),
     }
 }
 
@@ -114,10 +116,14 @@ fn walk(ty: &'static Type, steps: &mut Vec<Step>, visit: &mut dyn FnMut(&[Step],
             for field in *fields {
                 steps.push(Step::Field(field));
                 visit(steps, field);
-                walk(&field.ty, steps, visit);
+                // What is not read is not looked at below either.
+                if field.support != Support::NotYet {
+                    walk(&field.ty, steps, visit);
+                }
                 steps.pop();
             }
         }
+        Type::Ruled(inner, _) => walk(inner, steps, visit),
         Type::List(item, _) => {
             steps.push(Step::Item);
             walk(item, steps, visit);
@@ -193,7 +199,8 @@ fn given_each_field_that_is_read_when_its_value_is_wrong_then_the_problem_names_
                 return;
             }
             // No type takes both.
-            let wrong = match field.ty {
+            let ty = if let Type::Ruled(inner, _) = &field.ty { inner } else { &field.ty };
+            let wrong = match ty {
                 Type::Object(_) | Type::Strict(_) | Type::OneOf(..) | Type::Map(..) => text("x"),
                 _ => map([("no-such-field".to_owned(), Value::Integer(1))]),
             };

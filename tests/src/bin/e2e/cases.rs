@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use house::client::Client;
 use house::statistics::is_plausible;
+use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -32,6 +33,7 @@ cases![
     given_traffic_when_the_weights_are_stepped_then_no_request_fails,
     given_a_gateway_then_it_is_synced_and_its_routes_say_where_they_come_from,
     given_a_field_that_does_not_exist_then_the_api_server_refuses_it_by_name,
+    given_every_field_of_the_api_then_the_api_server_keeps_it_as_it_is,
     given_rules_that_are_wrong_then_their_status_says_so_and_they_harm_only_themselves,
     given_the_yaml_of_other_peoples_tutorials_then_it_is_accepted_as_it_is,
     given_traffic_when_the_app_is_scaled_and_rolled_then_no_request_fails,
@@ -152,12 +154,47 @@ async fn given_a_field_that_does_not_exist_then_the_api_server_refuses_it_by_nam
             "spec.http[0].match[0].uri",
         ),
         ("{http: []}", "spec.hosts"),
+        // Conditions between fields.
+        (
+            "{hosts: [a.com], http: [{route: [{destination: {host: a}}], redirect: {uri: /a}}]}",
+            "spec.http[0]: Invalid value: \"object\": must hold exactly one of route, redirect",
+        ),
+        (
+            "{hosts: [a.com], http: [{route: [{destination: {host: a}}], timeout: 1us}]}",
+            "spec.http[0].timeout: Invalid value: \"string\": must be 0s or at least 1ms",
+        ),
+        (
+            "{hosts: [a.com], http: [{delegate: {name: a}, \
+              fault: {abort: {httpStatus: 500, grpcStatus: INTERNAL}}}]}",
+            "spec.http[0].fault.abort: Invalid value: \"object\": must hold at most one of",
+        ),
+        (
+            "{hosts: [a.com], http: [{redirect: {port: 80, derivePort: FROM_REQUEST_PORT}}]}",
+            "spec.http[0].redirect: Invalid value: \"object\": must not hold both port and",
+        ),
     ] {
         let refused = cluster.apply(&rule.replace("SPEC", spec)).err();
         let why = refused.with_context(|| format!("{spec} was taken"))?.to_string();
         ensure!(why.contains(field), "{field} is not named: {why}");
     }
     Ok(())
+}
+
+async fn given_every_field_of_the_api_then_the_api_server_keeps_it_as_it_is(
+    cluster: &Cluster,
+) -> Result<()> {
+    const NAMESPACE: &str = "every-field";
+    let text = std::fs::read_to_string(cluster.path("tests/cluster/every-field.yaml"))?;
+    cluster.kubectl(&["create", "namespace", NAMESPACE])?;
+    cluster.run("kubectl", &["apply", "-n", NAMESPACE, "-f", "-"], &text)?;
+    for document in serde_yaml::Deserializer::from_str(&text) {
+        let written = Value::deserialize(document)?;
+        let kind = written["kind"].as_str().context("a kind")?;
+        let kept = cluster.get(&["-n", NAMESPACE, kind, "every-field"])?;
+        let (kept, written) = (&kept["spec"], &written["spec"]);
+        ensure!(kept == written, "of {kind}\n{kept:#}\nis left, of\n{written:#}");
+    }
+    cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).map(drop)
 }
 
 async fn given_rules_that_are_wrong_then_their_status_says_so_and_they_harm_only_themselves(
@@ -171,10 +208,11 @@ async fn given_rules_that_are_wrong_then_their_status_says_so_and_they_harm_only
              http: [{{route: [{{destination: {{host: reviews}}}}]{more}}}]}}}}"
         )
     };
-    cluster.apply(&rule("both", "edge", ", redirect: {uri: /a}"))?;
+    // What no schema can say.
+    cluster.apply(&rule("broken", "edge", ", match: [{uri: {regex: '('}}]"))?;
     cluster.apply(&rule("lost", "nowhere", ""))?;
     for (name, condition, status, reason, text) in [
-        ("both", "Accepted", "False", "WrongType", "`redirect`"),
+        ("broken", "Accepted", "False", "WrongType", "spec.http[0].match[0].uri.regex"),
         ("lost", "Accepted", "True", "Accepted", "Gateway default/nowhere"),
         ("lost", "ResolvedRefs", "False", "GatewayNotFound", "spec.gateways[0]"),
         ("reviews", "Accepted", "True", "Accepted", ""),
@@ -193,11 +231,11 @@ async fn given_rules_that_are_wrong_then_their_status_says_so_and_they_harm_only
         .await?;
     }
     until("an event of the rule", async || {
-        let said = cluster.kubectl(&["describe", "virtualservice", "both"]).unwrap_or_default();
+        let said = cluster.kubectl(&["describe", "virtualservice", "broken"]).unwrap_or_default();
         said.contains("Warning") && said.contains("WrongType")
     })
     .await?;
-    cluster.kubectl(&["delete", "virtualservice", "both", "lost"])?;
+    cluster.kubectl(&["delete", "virtualservice", "broken", "lost"])?;
     traffic.stop().await.map(drop)
 }
 

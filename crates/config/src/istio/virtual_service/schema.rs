@@ -2,10 +2,11 @@
 //!
 //! **Invariant:** a condition that is bad, or not supported, takes its match along.
 
+use super::super::later;
 use super::super::retries::RETRIES;
 use crate::export_to::EXPORT_TO;
 use crate::regex;
-use crate::schema::{OnBad, Type, field, not_yet};
+use crate::schema::{OnBad, Rule, Type, field, not_yet};
 use crate::text;
 
 /// None of the three means that the thing is there. One that is bad must not come to mean that.
@@ -35,7 +36,7 @@ const MATCH: Type = Type::Strict(&[
     field("ignoreUriCase", Type::Bool).or_parent(),
     field("withoutHeaders", Type::Map(text::header_name, &STRING_MATCH)).or_parent(),
     field("sourceNamespace", Type::Checked(text::dns_name)).or_parent(),
-    not_yet("statPrefix"),
+    not_yet("statPrefix").of(Type::Text),
 ]);
 
 const LABELS: Type = Type::Map(text::not_empty, &Type::Text);
@@ -61,7 +62,10 @@ const DIRECT_RESPONSE: Type = Type::Strict(&[
     field("status", Type::Integer(200, 599)).required(),
     field(
         "body",
-        Type::Strict(&[field("string", Type::Text).or_parent(), not_yet("bytes").or_parent()]),
+        Type::Strict(&[
+            field("string", Type::Text).or_parent(),
+            not_yet("bytes").of(Type::Text).or_parent(),
+        ]),
     )
     .or_parent(),
 ]);
@@ -75,7 +79,7 @@ const DESTINATION: Type = Type::Strict(&[
 const ROUTE: Type = Type::Strict(&[
     field("destination", DESTINATION).required(),
     field("weight", Type::Integer(0, i32::MAX as i64)).or_parent(),
-    not_yet("headers"),
+    not_yet("headers").of(later::HEADERS),
 ]);
 
 const REDIRECT: Type = Type::Strict(&[
@@ -105,28 +109,50 @@ const HTTP: Type = Type::Object(&[
     field("name", Type::Text),
     field("match", Type::List(&MATCH, OnBad::Parent)).or_parent(),
     field("route", Type::List(&ROUTE, OnBad::Parent)).or_parent(),
-    field("redirect", REDIRECT).or_parent(),
+    field("redirect", Type::Ruled(&REDIRECT, REDIRECT_RULES)).or_parent(),
     field("directResponse", DIRECT_RESPONSE).or_parent(),
-    not_yet("delegate").or_parent(),
-    field("rewrite", REWRITE).or_parent(),
+    not_yet("delegate").of(later::DELEGATE).or_parent(),
+    field("rewrite", Type::Ruled(&REWRITE, REWRITE_RULES)).or_parent(),
     field("timeout", Type::Time(0)),
     field("retries", Type::Object(RETRIES)),
-    not_yet("fault"),
-    not_yet("mirror"),
-    not_yet("mirrors"),
-    not_yet("mirrorPercent"),
-    not_yet("mirror_percent"),
-    not_yet("mirrorPercentage"),
-    not_yet("corsPolicy"),
-    not_yet("headers"),
+    not_yet("fault").of(later::FAULT),
+    not_yet("mirror").of(later::DESTINATION),
+    not_yet("mirrors").of(later::MIRRORS),
+    not_yet("mirrorPercent").of(later::MIRROR_PERCENT),
+    not_yet("mirror_percent").of(later::MIRROR_PERCENT),
+    not_yet("mirrorPercentage").of(later::MIRROR_PERCENTAGE),
+    not_yet("corsPolicy").of(later::CORS),
+    not_yet("headers").of(later::HEADERS),
     // Of old versions of the API; upgrades have long been allowed without it.
     field("websocketUpgrade", Type::Any).inert(),
 ]);
 
+const REDIRECT_RULES: &[Rule] = &[Rule {
+    holds: "!(has(self.port) && has(self.derivePort))",
+    else_says: "must not hold both port and derivePort",
+}];
+
+const REWRITE_RULES: &[Rule] = &[Rule {
+    holds: "!(has(self.uri) && has(self.uriRegexRewrite))",
+    else_says: "must not hold both uri and uriRegexRewrite",
+}];
+
+const HTTP_RULES: &[Rule] = &[
+    Rule {
+        holds: "(has(self.route) ? 1 : 0) + (has(self.redirect) ? 1 : 0) \
+                + (has(self.directResponse) ? 1 : 0) + (has(self.delegate) ? 1 : 0) == 1",
+        else_says: "must hold exactly one of route, redirect, directResponse, delegate",
+    },
+    Rule {
+        holds: "!(has(self.mirror) && has(self.mirrors))",
+        else_says: "must not hold both mirror and mirrors",
+    },
+];
+
 pub(super) const SPEC: Type = Type::Object(&[
     field("hosts", Type::List(&Type::Checked(text::host), OnBad::Field)).required(),
     field("gateways", GATEWAYS).or_parent(),
-    field("http", Type::List(&HTTP, OnBad::Field)),
+    field("http", Type::List(&Type::Ruled(&HTTP, HTTP_RULES), OnBad::Field)),
     not_yet("tls"),
     field("tcp", Type::List(&TCP, OnBad::Field)),
     field("exportTo", EXPORT_TO).or_parent(),
