@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use envoy_api::mutual_tls;
 use house::client::Client;
 use house::mesh::{Controller, Envoy, GATEWAY_NODE, free_address, replace};
-use house::process::built;
+use house::process::{Leashed, built};
 use identity::folder::read_ca;
 use identity::{Authority, CertifiedRequest, PrivateKey, client};
 
@@ -160,6 +160,8 @@ impl House {
         chain.pop().context("roots")?;
         let content = mutual_tls::certificate_file(&chain.concat(), &key.to_pem()?);
         let folder = self.work.path().join("certificates");
+        replace(&folder.join("key.pem"), &key.to_pem()?)?;
+        replace(&folder.join("cert-chain.pem"), &chain.concat())?;
         replace(&folder.join(mutual_tls::CERTIFICATE_FILE), &content.to_string())
     }
 
@@ -225,6 +227,47 @@ fn given_a_join_token_then_a_real_envoy_is_served_over_mutual_tls_and_takes_up_a
         ]);
         let error = format!("{:#}", again.expect_err("used up"));
         ensure!(error.contains("join token is unknown, was used, or has expired"), "{error}");
+        drop(envoy);
+        house.controller.stop()
+    });
+}
+
+#[test]
+fn given_a_command_that_stays_then_an_envoy_is_given_the_next_certificate_in_time() {
+    run(async |binary| {
+        let mut house = House::build().await?;
+        house.join()?;
+        // Half of it is over after six seconds.
+        house.certify(Duration::from_secs(12))?;
+        let envoy = house.envoy(binary).await?;
+        house.controller.synced(GATEWAY_NODE, 0).await?;
+        let first = serial(&envoy).await?;
+        let (address, directory) = (house.secure.to_string(), house.path("certificates"));
+        let roots = house.work.path().join("roots.pem");
+        std::fs::copy(house.work.path().join("identity/root-cert.pem"), &roots)?;
+        let args = ["ca", "request", "--renew", "--address", &address, "--directory", &directory];
+        let mut args = args.map(str::to_owned).to_vec();
+        args.push(format!("--roots={}", roots.display()));
+        let log = house.work.path().join("staying.log");
+        let mut staying = Leashed::start("heddle ca request", &house.heddle, &args, &log)?;
+        let began = Instant::now();
+        while serial(&envoy).await? == first {
+            ensure!(began.elapsed() < Duration::from_secs(11), "it was not renewed in time");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        ensure!(began.elapsed() > Duration::from_secs(4), "it was renewed too early");
+        // Half of a day is far, but there is a second root.
+        let second = serial(&envoy).await?;
+        let other = Authority::self_signed(&"other".parse()?, SystemTime::now())?;
+        let both = [std::fs::read(&roots)?, other.roots].concat();
+        replace(&roots, &String::from_utf8(both)?)?;
+        let began = Instant::now();
+        while serial(&envoy).await? == second {
+            ensure!(began.elapsed() < Duration::from_secs(10), "the second root was not noticed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        staying.check()?;
+        ensure!(staying.stop()?.success(), "it did not end in good order");
         drop(envoy);
         house.controller.stop()
     });

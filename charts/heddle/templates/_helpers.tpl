@@ -29,6 +29,11 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
+{{- /* The host by which proxies know the controller: a name in its certificate. */ -}}
+{{- define "heddle.host" -}}
+heddle.{{ .Release.Namespace }}.svc.cluster.local
+{{- end -}}
+
 {{- define "heddle.image" -}}
 {{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
 {{- end -}}

@@ -4,20 +4,22 @@
 //!
 //! **Invariant:** the key never leaves the process; the server is believed by the bundle only.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, DistinguishedName, SanType};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::api::IstioCertificateRequest;
 use crate::api::istio_certificate_service_client::IstioCertificateServiceClient;
+use crate::bundle::time_of;
 use crate::key::PrivateKey;
 use crate::pem;
 use crate::spiffe::SpiffeId;
@@ -101,6 +103,13 @@ pub fn csr(key: &PrivateKey, id: Option<&SpiffeId>) -> Result<String, ClientErro
     }
     let request = params.serialize_request(key).map_err(failed)?;
     Ok(pem::encode("CERTIFICATE REQUEST", request.der()))
+}
+
+/// When the first certificate of a PEM text ends; none if there is none.
+pub fn end(chain: &[u8]) -> Option<SystemTime> {
+    let certificate = pem::certificates(chain)?.into_iter().next()?;
+    let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
+    Some(time_of(&parsed.validity().not_after))
 }
 
 /// Ask for a certificate. `token`: none = the connection's certificate proves who asks.

@@ -3,20 +3,32 @@
 //! In: the address of the controller, its roots, a token or the certificate that is there. Out:
 //! files in a folder, each replaced in one step.
 //!
-//! **Invariant:** the key is made here and never leaves the folder.
+//! With `--renew` it stays beside the workload and does so again and again, so that a pod needs no
+//! more than this and an Envoy. Whatever proves who asks is read anew each time: kubelet replaces
+//! tokens, and roots change.
+//!
+//! **Invariant:** the key is made here and never leaves the folder; what is there stays until all
+//! of the next is there.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use envoy_api::mutual_tls;
 use identity::client::{self, Certified};
 use identity::folder::{read, replace};
 use identity::{PrivateKey, TrustBundle, pem, tls};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use crate::output;
+use crate::{output, report};
+
+/// Pauses between attempts: from, and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Shortest time between two certificates.
+const LEAST: Duration = Duration::from_secs(5);
 
 const CHAIN: &str = "cert-chain.pem";
 const KEY: &str = "key.pem";
@@ -46,15 +58,88 @@ pub(crate) struct Args {
     /// Wanted lifetime in hours; the controller may shorten it
     #[arg(long, value_name = "HOURS")]
     hours: Option<u64>,
+    /// How long to try again while there is no certificate to be had
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    wait: u64,
+    /// Stay, and get the next certificate when half of the time of the last is over, or when
+    /// --roots changes
+    #[arg(long)]
+    renew: bool,
+}
+
+// === impl Args ===
+
+impl Args {
+    fn roots_file(&self) -> PathBuf {
+        self.roots.clone().unwrap_or_else(|| self.directory.join(ROOTS))
+    }
+
+    /// The roots by which the controller is known.
+    fn bundle(&self) -> Result<TrustBundle> {
+        bundle(&self.roots_file())
+    }
+
+    /// Whether there are other roots than these now.
+    fn others(&self, known: Option<&TrustBundle>) -> bool {
+        self.bundle().is_ok_and(|now| Some(&now) != known)
+    }
 }
 
 /// Run the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(async {
+        // The first process of a container is not ended by a signal that it does not ask for.
+        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        tokio::select! {
+            done = all(args) => done,
+            _ = terminate.recv() => Ok(()),
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The certificate, and with `--renew` all that follow it.
+async fn all(args: &Args) -> Result<()> {
+    if !args.renew {
+        let wait = Duration::from_secs(args.wait);
+        return persist(args, Some(Instant::now() + wait)).await;
+    }
+    // Those that the certificate which is there came with.
+    let mut known = bundle(&args.directory.join(ROOTS)).ok();
+    loop {
+        if let Ok(left) = left(&args.directory) {
+            let due = Instant::now() + (left / 2).max(LEAST);
+            while Instant::now() < due && !args.others(known.as_ref()) {
+                tokio::time::sleep(LEAST.min(due - Instant::now())).await;
+            }
+        }
+        persist(args, None).await?;
+        known = args.bundle().ok();
+    }
+}
+
+/// Try until there is a certificate; with an end, until then.
+async fn persist(args: &Args, end: Option<Instant>) -> Result<()> {
+    let (mut pause, longest) = PAUSE;
+    loop {
+        let Err(error) = once(args).await else { return Ok(()) };
+        if end.is_some_and(|end| Instant::now() + pause >= end) {
+            return Err(error);
+        }
+        report::note(&format!("{error:#}; trying again in {pause:?}"));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
+}
+
+/// Get one certificate.
+async fn once(args: &Args) -> Result<()> {
     let folder = &args.directory;
-    let roots = args.roots.clone().unwrap_or_else(|| folder.join(ROOTS));
-    let bundle = read(&roots).context("the controller's roots; name them with --roots")?;
-    let bundle = TrustBundle::from_pem(&bundle)
-        .map_err(|why| anyhow::anyhow!("{}: {why}", roots.display()))?;
+    let bundle = args.bundle()?;
     let token = args.token_file.as_deref().map(read_token).transpose()?;
     let present = match &token {
         Some(_) => None,
@@ -65,22 +150,26 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let key = PrivateKey::generate()?;
     let csr = client::csr(&key, None)?;
     let lifetime = args.hours.map(|hours| Duration::from_secs(hours.saturating_mul(3600)));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
-    let certified = runtime.block_on(async {
-        let channel = client::connect(&args.address, config).await;
-        let channel = channel.with_context(|| {
-            format!("is the controller there, and are {} its roots?", roots.display())
-        })?;
-        client::request(&channel, token.as_ref().map(|t| t.as_str()), csr, lifetime)
-            .await
-            .map_err(anyhow::Error::from)
+    let channel = client::connect(&args.address, config).await;
+    let channel = channel.with_context(|| {
+        format!("is the controller there, and are {} its roots?", args.roots_file().display())
     })?;
+    let token = token.as_ref().map(|token| token.as_str());
+    let certified = client::request(&channel, token, csr, lifetime).await?;
     write(folder, &key, &certified)?;
-    output::print(&format!("a certificate is in {}", folder.display()))?;
-    Ok(ExitCode::SUCCESS)
+    output::print(&format!("a certificate is in {}", folder.display()))
+}
+
+fn bundle(file: &Path) -> Result<TrustBundle> {
+    let text = read(file).context("the controller's roots; name them with --roots")?;
+    TrustBundle::from_pem(&text).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))
+}
+
+/// What is left of the time of the certificate in the folder.
+fn left(folder: &Path) -> Result<Duration> {
+    let chain = read(&folder.join(CHAIN))?;
+    let end = client::end(&chain).context("no certificate is there")?;
+    Ok(end.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 fn read_token(file: &Path) -> Result<Zeroizing<String>> {

@@ -1,4 +1,4 @@
-//! Events on the Secrets of the authority: what `kubectl describe secret` shows of it.
+//! Events on the Secrets of the authority: what `kubectl events --for=secret/cacerts` shows.
 //!
 //! In: what is wrong with a Secret, when the authority ends. Out: events, each once.
 //!

@@ -13,6 +13,7 @@ use house::client::Client;
 use house::mesh::free_address;
 use house::process::sibling;
 use serde_json::Value;
+use tokio::net::TcpStream;
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
@@ -21,12 +22,11 @@ pub(crate) const SYSTEM: &str = "heddle-system";
 
 /// Values that the chart gets here: images as they were made, and no load balancer, which nobody
 /// would serve.
-const VALUES: [&str; 5] = [
+const VALUES: [&str; 4] = [
     "image.tag=test",
     "gateway.image.tag=test",
     "gateway.enabled=true",
     "gateway.service.type=ClusterIP",
-    "xds.plaintext=true",
 ];
 
 /// The cluster.
@@ -34,7 +34,7 @@ pub(crate) struct Cluster {
     repository: PathBuf,
 }
 
-/// A port on loopback that leads to the admin endpoint of a controller.
+/// A port on loopback that leads to a port of a pod.
 pub(crate) struct Forward {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -144,15 +144,22 @@ impl Cluster {
 
     /// A client of the admin endpoint of this controller.
     pub(crate) async fn admin_of(&self, controller: &str) -> Result<Forward> {
+        let forward = self.forward(SYSTEM, controller, 8080).await?;
+        until("the admin endpoint", async || forward.page("/debug/syncz").await.is_ok()).await?;
+        Ok(forward)
+    }
+
+    /// A port on loopback that leads to a port of a pod.
+    pub(crate) async fn forward(&self, namespace: &str, to: &str, port: u16) -> Result<Forward> {
         let address = free_address()?;
-        let port = format!("{}:8080", address.port());
+        let ports = format!("{}:{port}", address.port());
         let child = Command::new("kubectl")
-            .args(["-n", SYSTEM, "port-forward", controller, &port])
+            .args(["-n", namespace, "port-forward", to, &ports])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
         let forward = Forward { child, address };
-        until("the admin endpoint", async || forward.page("/debug/syncz").await.is_ok()).await?;
+        until("a port", async || TcpStream::connect(address).await.is_ok()).await?;
         Ok(forward)
     }
 

@@ -13,7 +13,9 @@
 
 mod cases;
 mod cluster;
+mod identity;
 mod traffic;
+mod workload;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
