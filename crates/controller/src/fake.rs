@@ -87,17 +87,34 @@ pub(crate) struct State {
 struct Selector {
     plural: String,
     namespace: Option<String>,
-    name: Option<String>,
+    /// Fields, as `spec.nodeName`: whether each must be equal to a value, or must not.
+    fields: Vec<(String, bool, String)>,
 }
 
 // === impl Selector ===
 
 impl Selector {
-    fn selects(&self, plural: &str, object: &Value) -> bool {
-        let is = |field: &str, wanted: &Option<String>| {
-            wanted.as_ref().is_none_or(|wanted| object["metadata"][field] == **wanted)
+    fn new(plural: &str, namespace: Option<String>, query: Option<&String>) -> Self {
+        let query = query.map(String::as_str).unwrap_or_default();
+        let query = query.replace("%3D", "=").replace("%2C", ",").replace("%21", "!");
+        let field = |part: &str| {
+            let (field, value) = part.split_once('=').expect("a selector");
+            let name = field.trim_end_matches('!');
+            (name.to_owned(), name == field, value.to_owned())
         };
-        self.plural == plural && is("namespace", &self.namespace) && is("name", &self.name)
+        let fields = query.split(',').filter(|part| !part.is_empty()).map(field).collect();
+        Self { plural: plural.to_owned(), namespace, fields }
+    }
+
+    fn selects(&self, plural: &str, object: &Value) -> bool {
+        let in_place = |n: &String| object["metadata"]["namespace"] == **n;
+        let is = |(field, equal, value): &(String, bool, String)| {
+            let found = field.split('.').fold(object, |object, part| &object[part]);
+            (*found == **value) == *equal
+        };
+        self.plural == plural
+            && self.namespace.as_ref().is_none_or(in_place)
+            && self.fields.iter().all(is)
     }
 }
 
@@ -303,9 +320,7 @@ impl State {
         if !there {
             return failure(StatusCode::NOT_FOUND, "404 page not found");
         }
-        let name = query.get("fieldSelector").and_then(|f| f.strip_prefix("metadata.name%3D"));
-        let selector =
-            Selector { plural: plural.to_owned(), namespace, name: name.map(str::to_owned) };
+        let selector = Selector::new(plural, namespace, query.get("fieldSelector"));
         let objects = self.objects.get(plural).into_iter().flat_map(|o| o.values());
         let objects: Vec<Value> =
             objects.filter(|o| selector.selects(plural, o)).cloned().collect();

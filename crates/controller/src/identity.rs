@@ -7,6 +7,7 @@
 
 mod bundle;
 mod events;
+mod node_agents;
 mod review;
 mod secrets;
 
@@ -17,14 +18,15 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use identity::ca::CaSettings;
 use identity::{
-    Authenticator, CertificateAuthority, FolderSource, IdentityFolder, JoinTokens, JwtIssuer,
-    ServerIdentity, SpiffeId, Stats, TokenSource,
+    Authenticator, CertificateAuthority, Delegation, FolderSource, IdentityFolder, JoinTokens,
+    JwtIssuer, ServerIdentity, SpiffeId, Stats, TokenSource,
 };
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::bundle::BundleWriter;
+use self::node_agents::NodeAgents;
 use self::review::Reviewer;
 use self::secrets::Secrets;
 use crate::settings::{IdentitySettings, Kept};
@@ -39,6 +41,8 @@ pub(crate) struct Identity {
     pub(crate) for_certificates: Arc<Authenticator>,
     /// Who may open xDS streams.
     pub(crate) for_streams: Arc<Authenticator>,
+    /// Who may ask for certificates of others.
+    pub(crate) delegation: Option<Arc<dyn Delegation>>,
     /// Who may be a gateway.
     pub(crate) gateways: Arc<BTreeSet<SpiffeId>>,
 }
@@ -59,6 +63,7 @@ impl Identity {
         let trust_domain = own.trust_domain().clone();
         let mut for_streams: Vec<Arc<dyn TokenSource>> = Vec::new();
         let mut only_certificates: Vec<Arc<dyn TokenSource>> = Vec::new();
+        let mut delegation: Option<Arc<dyn Delegation>> = None;
         let keeper = match kept {
             Kept::Folder { folder, plug_in, jwt } => {
                 let folder = IdentityFolder::open(&folder).context("--identity-directory")?;
@@ -70,9 +75,12 @@ impl Identity {
                 }
                 Keeper::Folder(FolderSource::new(folder, plug_in))
             }
-            Kept::Cluster { root_config_map: bundle } => {
+            Kept::Cluster { root_config_map: bundle, node_agents } => {
                 let client = client.context("--identity-cluster needs --source kubernetes")?;
                 for_streams.push(Arc::new(Reviewer::new(client.clone(), trust_domain.clone())));
+                if !node_agents.is_empty() {
+                    delegation = Some(Arc::new(NodeAgents::new(client.clone(), node_agents)));
+                }
                 Keeper::Cluster(client, bundle)
             }
         };
@@ -89,6 +97,7 @@ impl Identity {
             for_certificates: Arc::new(Authenticator::new(only_certificates, Arc::clone(&stats))),
             for_streams: Arc::new(Authenticator::new(for_streams, Arc::clone(&stats))),
             stats,
+            delegation,
             gateways: Arc::new(gateways),
         })
     }

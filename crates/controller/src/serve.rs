@@ -115,11 +115,15 @@ async fn secure(
     let mut tasks = JoinSet::new();
     let for_streams = Arc::clone(&identity.for_streams);
     let for_certificates = Arc::clone(&identity.for_certificates);
+    let delegation = identity.delegation.clone();
     let Some(ca) = identity.start(&shared, &mut tasks, stopped.clone()).await? else {
         return Ok(());
     };
-    let routes = Routes::new(Authenticated::new(server, for_streams))
-        .add_service(ca_server(Arc::clone(&ca), for_certificates));
+    let routes = Routes::new(Authenticated::new(server, for_streams)).add_service(ca_server(
+        Arc::clone(&ca),
+        for_certificates,
+        delegation,
+    ));
     let connections = Connections {
         tls: ca.tls(),
         trust_domain: ca.trust_domain().clone(),

@@ -35,6 +35,8 @@ pub struct Verified {
     pub expires: SystemTime,
     /// When streams that were opened with it end: at `expires` or a little earlier.
     pub ends: Instant,
+    /// The node of a cluster that the caller's pod runs on, where the credential proves it.
+    pub node: Option<Arc<str>>,
     /// Uses the credential up. Who grants something lasting must call it, and grant nothing when
     /// it fails.
     pub(crate) redeem: Option<Redeem>,
@@ -137,7 +139,12 @@ impl Verified {
         // A year is for ever, and no overflow.
         let left = left.min(Duration::from_secs(365 * 24 * 3600));
         let ends = Instant::now() + left - spread(left);
-        Ok(Self { id, method, expires, ends, redeem: None })
+        Ok(Self { id, method, expires, ends, node: None, redeem: None })
+    }
+
+    /// The same, of a pod on this node.
+    pub fn on_node(self, node: Option<Arc<str>>) -> Self {
+        Self { node, ..self }
     }
 
     /// The same, of a credential that can be used once.

@@ -243,6 +243,11 @@ impl Authority {
         Err(CaError::Pair)
     }
 
+    /// Whether this is the same authority, with the same chain and roots.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.about == other.about && self.chain_pem == other.chain_pem && self.roots == other.roots
+    }
+
     /// What people may know about it.
     pub fn about(&self) -> &About {
         &self.about

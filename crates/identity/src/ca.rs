@@ -267,6 +267,8 @@ impl CertificateAuthority {
 
     fn replace(&self, files: &CaFiles, seen: &mut Seen, now: SystemTime) {
         match Authority::from_files(files, now) {
+            // Other text of the same, as when lost files were made again.
+            Ok(authority) if authority.is(&self.current.load()) => {}
             Ok(authority) => {
                 log_authority(&authority, "certificate authority replaced");
                 self.current.store(Arc::new(authority));

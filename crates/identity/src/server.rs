@@ -22,6 +22,7 @@ use crate::api::{IstioCertificateRequest, IstioCertificateResponse};
 use crate::authenticate::{Authenticator, Peer, Refusal, Verified};
 use crate::ca::{CertificateAuthority, NoCertificate};
 use crate::csr;
+use crate::delegate::{self, Delegation, NotDelegated};
 
 /// Largest request: a CSR and some metadata.
 const LARGEST: usize = csr::LONGEST + (16 << 10);
@@ -34,14 +35,22 @@ pub struct Authenticated<S> {
 }
 
 /// The certificate service.
-pub struct CaService(Arc<CertificateAuthority>);
+pub struct CaService {
+    ca: Arc<CertificateAuthority>,
+    delegation: Option<Arc<dyn Delegation>>,
+}
 
 /// The certificate service behind its layer.
 pub type CaServer = Authenticated<IstioCertificateServiceServer<CaService>>;
 
-/// The certificate service of an authority, for callers whom `authenticator` believes.
-pub fn ca_server(ca: Arc<CertificateAuthority>, authenticator: Arc<Authenticator>) -> CaServer {
-    let server = IstioCertificateServiceServer::new(CaService(ca));
+/// The certificate service of an authority, for callers whom `authenticator` believes. Without a
+/// `delegation` each gets certificates of its own identity only.
+pub fn ca_server(
+    ca: Arc<CertificateAuthority>,
+    authenticator: Arc<Authenticator>,
+    delegation: Option<Arc<dyn Delegation>>,
+) -> CaServer {
+    let server = IstioCertificateServiceServer::new(CaService { ca, delegation });
     Authenticated::new(server.max_decoding_message_size(LARGEST), authenticator)
 }
 
@@ -103,6 +112,41 @@ fn status_of(refusal: &Refusal) -> Status {
 
 // === impl CaService ===
 
+impl CaService {
+    /// Whom the certificate is for: the caller, or whom it may stand in for.
+    async fn stand_in(
+        &self,
+        caller: Verified,
+        metadata: Option<&prost_types::Struct>,
+    ) -> Result<Verified, Status> {
+        let checked = async {
+            let Some(id) = delegate::asked_for(metadata, self.ca.trust_domain())? else {
+                return Ok(None);
+            };
+            let delegation = self.delegation.as_ref().ok_or_else(|| {
+                NotDelegated::Denied("nobody here may ask for another identity".to_owned())
+            })?;
+            delegation.check(&caller, &id).await.map(|()| Some(id))
+        };
+        match checked.await {
+            Ok(None) => Ok(caller),
+            Ok(Some(id)) => {
+                tracing::info!(agent = %caller.id, node = caller.node.as_deref(), %id, "on behalf");
+                Ok(Verified { id, ..caller })
+            }
+            Err(why) => {
+                self.ca.stats().refused("impersonation");
+                tracing::warn!(id = %caller.id, "certificate of another identity refused: {why}");
+                Err(match &why {
+                    NotDelegated::Denied(_) => Status::permission_denied(why.to_string()),
+                    NotDelegated::Identity(_) => Status::invalid_argument(why.to_string()),
+                    NotDelegated::Unavailable(_) => Status::unavailable(why.to_string()),
+                })
+            }
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl IstioCertificateService for CaService {
     async fn create_certificate(
@@ -112,20 +156,13 @@ impl IstioCertificateService for CaService {
         let caller = request.extensions().get::<Verified>().cloned();
         let caller = caller.ok_or_else(|| Status::unauthenticated("no verified caller"))?;
         let IstioCertificateRequest { csr, validity_duration, metadata } = request.into_inner();
-        let impersonates = metadata.is_some_and(|m| m.fields.contains_key("ImpersonatedIdentity"));
-        if impersonates {
-            self.0.stats().refused("impersonation");
-            tracing::warn!(id = %caller.id, "certificate refused: it asks for another identity");
-            return Err(Status::permission_denied(
-                "nobody may ask for the certificate of another identity (ImpersonatedIdentity)",
-            ));
-        }
+        let caller = self.stand_in(caller, metadata.as_ref()).await?;
         let lifetime = match u64::try_from(validity_duration) {
             Ok(0) => None,
             Ok(seconds) => Some(Duration::from_secs(seconds)),
             Err(_) => return Err(Status::invalid_argument("validity_duration is negative")),
         };
-        let issued = self.0.issue(caller, csr, lifetime).await;
+        let issued = self.ca.issue(caller, csr, lifetime).await;
         let cert_chain = issued.map_err(|error| match &error {
             NoCertificate::Request(_) => Status::invalid_argument(error.to_string()),
             NoCertificate::Caller(refusal) => status_of(refusal),

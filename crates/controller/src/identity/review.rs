@@ -11,7 +11,7 @@
 //! kept as hashes only, and a bounded number of them.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use identity::authenticate::Verdict;
@@ -34,6 +34,8 @@ const KEPT: (usize, usize) = (16_384, 1024);
 const AT_ONCE: usize = 16;
 /// Time for waiting and for the answer, each.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What the API server says about the pod of a token, beside its user.
+const NODE: &str = "authentication.kubernetes.io/node-name";
 /// Longest text of the API server that is passed on. Unit: characters.
 const LONGEST_REASON: usize = 300;
 
@@ -46,7 +48,15 @@ pub(super) struct Reviewer {
 }
 
 type Hash = [u8; 32];
-type Answer = Result<SpiffeId, Refusal>;
+type Answer = Result<Subject, Refusal>;
+
+/// Whom a token belongs to.
+#[derive(Clone)]
+struct Subject {
+    id: SpiffeId,
+    /// The node of the pod that it was made for.
+    node: Option<Arc<str>>,
+}
 
 /// What was answered.
 #[derive(Default)]
@@ -86,7 +96,9 @@ impl Reviewer {
             Some(answer) => answer,
             None => self.ask_or_remember(token, hash, expires).await?,
         };
-        Verified::new(answer?, Method::ServiceAccount, expires, SystemTime::now())
+        let Subject { id, node } = answer?;
+        let verified = Verified::new(id, Method::ServiceAccount, expires, SystemTime::now())?;
+        Ok(verified.on_node(node))
     }
 
     /// The API server's answer; while it is away what it answered before.
@@ -142,8 +154,10 @@ impl Reviewer {
         if !status.audiences.unwrap_or_default().iter().any(|audience| audience == AUDIENCE) {
             return Err(Refusal::TokenAudience(AUDIENCE));
         }
-        let user = status.user.and_then(|user| user.username).unwrap_or_default();
-        jwt::service_account(&user, &self.trust_domain)
+        let user = status.user.unwrap_or_default();
+        let id = jwt::service_account(&user.username.unwrap_or_default(), &self.trust_domain)?;
+        let node = user.extra.and_then(|mut extra| extra.remove(NODE)).unwrap_or_default();
+        Ok(Subject { id, node: node.first().map(|node| Arc::from(&**node)) })
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {

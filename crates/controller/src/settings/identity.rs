@@ -90,6 +90,15 @@ pub(crate) struct IdentityArgs {
         value_name = "NAMESPACE/SERVICE-ACCOUNT,…"
     )]
     gateway_identity: Vec<String>,
+    /// With --identity-cluster: identities of node agents, which get certificates for the pods of
+    /// their node
+    #[arg(
+        long,
+        env = "HEDDLE_NODE_AGENT",
+        value_delimiter = ',',
+        value_name = "NAMESPACE/SERVICE-ACCOUNT,…"
+    )]
+    node_agent: Vec<String>,
 }
 
 /// What identity is set to.
@@ -126,6 +135,8 @@ pub(crate) enum Kept {
     Cluster {
         /// The ConfigMap with the roots.
         root_config_map: String,
+        /// Who may ask for the pods of its node.
+        node_agents: BTreeSet<SpiffeId>,
     },
 }
 
@@ -147,24 +158,33 @@ impl IdentityArgs {
             jwt_issuer,
             jwt_keys,
             gateway_identity,
+            node_agent,
         } = self;
+        let trust_domain: TrustDomain = trust_domain.parse().context("--trust-domain")?;
+        let identities = |flag: &str, texts: &[String]| -> Result<BTreeSet<SpiffeId>> {
+            texts.iter().map(|text| identity(flag, text, &trust_domain)).collect()
+        };
         let without = |needed: &str, given: &[(&str, bool)]| match given.iter().find(|(_, g)| *g) {
             Some((flag, _)) => bail!("{flag} has no effect without {needed}"),
             None => Ok(()),
         };
         let of_folders =
             [("--ca-directory", ca_directory.is_some()), ("--jwt-issuer", jwt_issuer.is_some())];
+        let of_clusters = [("--node-agent", !node_agent.is_empty())];
         let kept = match (identity_directory, identity_cluster) {
             (Some(folder), _) => {
+                without("--identity-cluster", &of_clusters)?;
                 let jwt = jwt_issuer.zip(jwt_keys);
                 Kept::Folder { folder, plug_in: ca_directory, jwt }
             }
             (None, true) => {
                 without("--identity-directory", &of_folders)?;
-                Kept::Cluster { root_config_map }
+                let node_agents = identities("--node-agent", &node_agent)?;
+                Kept::Cluster { root_config_map, node_agents }
             }
             (None, false) => {
                 without("--identity-directory", &of_folders)?;
+                without("--identity-cluster", &of_clusters)?;
                 let of_both = [
                     ("--gateway-identity", !gateway_identity.is_empty()),
                     ("--server-name", !server_name.is_empty()),
@@ -173,17 +193,9 @@ impl IdentityArgs {
                 return Ok(None);
             }
         };
-        let trust_domain: TrustDomain = trust_domain.parse().context("--trust-domain")?;
         if certificate_lifetime > longest_certificate_lifetime {
             bail!("--certificate-lifetime is longer than --longest-certificate-lifetime");
         }
-        let gateway = |text: &String| {
-            let parts = text.split_once('/').filter(|(_, account)| !account.contains('/'));
-            let (namespace, account) = parts.with_context(|| {
-                format!("--gateway-identity takes NAMESPACE/SERVICE-ACCOUNT, not {text:?}")
-            })?;
-            SpiffeId::new(&trust_domain, namespace, account).context("--gateway-identity")
-        };
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         names.extend(host_name());
         names.extend(server_name);
@@ -194,9 +206,17 @@ impl IdentityArgs {
             address: secure_address,
             lifetime: certificate_lifetime,
             longest: longest_certificate_lifetime,
-            gateways: gateway_identity.iter().map(gateway).collect::<Result<_>>()?,
+            gateways: identities("--gateway-identity", &gateway_identity)?,
         }))
     }
+}
+
+/// An identity as people write it: NAMESPACE/SERVICE-ACCOUNT.
+fn identity(flag: &str, text: &str, trust_domain: &TrustDomain) -> Result<SpiffeId> {
+    let parts = text.split_once('/').filter(|(_, account)| !account.contains('/'));
+    let (namespace, account) =
+        parts.with_context(|| format!("{flag} takes NAMESPACE/SERVICE-ACCOUNT, not {text:?}"))?;
+    SpiffeId::new(trust_domain, namespace, account).with_context(|| flag.to_owned())
 }
 
 /// The namespace of this pod; outside of a cluster that of the chart.

@@ -294,7 +294,9 @@ fn given_settings_that_cannot_work_then_the_end_says_why() {
         says(&args, texts);
     };
     says(&["--identity-cluster"], &["--identity-cluster needs --source kubernetes"]);
+    says(&["--node-agent=a/b"], &["--node-agent has no effect without --identity-cluster"]);
     says(&["--server-name=x"], &["--server-name", "--identity-directory or --identity-cluster"]);
+    run("--node-agent=a/b", &["--node-agent has no effect without --identity-cluster"]);
     run("--identity-cluster", &["cannot be used with"]);
     run("--gateway-identity=edge", &["NAMESPACE/SERVICE-ACCOUNT", "edge"]);
     run("--trust-domain=Cluster", &["--trust-domain", "lower-case"]);

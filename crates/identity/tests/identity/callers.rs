@@ -1,5 +1,7 @@
 //! Who is believed, and who is not: the certificate service from outside.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -7,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use identity::api::IstioCertificateRequest;
 use identity::api::istio_certificate_service_client::IstioCertificateServiceClient;
 use identity::client::{self, ClientError};
-use identity::{JoinTokens, JwtIssuer, PrivateKey};
+use identity::{Delegation, JoinTokens, JwtIssuer, NotDelegated, PrivateKey, SpiffeId, Verified};
 use serde_json::json;
 use tonic::Code;
 
@@ -210,6 +212,73 @@ async fn given_a_valid_certificate_then_it_is_renewed_for_the_same_identity() {
     service.stop().await;
 }
 
+/// The metadata by which a node agent asks for another identity.
+fn for_another(text: String) -> prost_types::Struct {
+    let kind = Some(prost_types::value::Kind::StringValue(text));
+    let field = ("ImpersonatedIdentity".to_owned(), prost_types::Value { kind });
+    prost_types::Struct { fields: [field].into() }
+}
+
+/// Lets `shop/web` ask for the namespace `b`, and does not know about `c`.
+struct Friend;
+
+impl Delegation for Friend {
+    fn check<'a>(
+        &'a self,
+        caller: &'a Verified,
+        asked: &'a SpiffeId,
+    ) -> Pin<Box<dyn Future<Output = Result<(), NotDelegated>> + Send + 'a>> {
+        let answer = match asked.namespace() {
+            "b" if caller.id == id("shop", "web") => Ok(()),
+            "c" => Err(NotDelegated::Unavailable("away".to_owned())),
+            _ => Err(NotDelegated::Denied("no".to_owned())),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+#[tokio::test]
+async fn given_a_caller_that_may_ask_for_another_then_the_certificate_is_of_that_one() {
+    if !openssl::is_here() {
+        return;
+    }
+    let service = Service::start_with(None, Some(Arc::new(Friend))).await;
+    let ask = async |metadata: prost_types::Struct, csr_for: Option<SpiffeId>| {
+        let channel = service.connect(None).await.expect("connected");
+        let key = PrivateKey::generate().expect("a key");
+        let csr = client::csr(&key, csr_for.as_ref()).expect("a request");
+        let metadata = Some(metadata);
+        let ask = IstioCertificateRequest { csr, validity_duration: 0, metadata };
+        let mut request = tonic::Request::new(ask);
+        let token = format!("Bearer {}", service.signer.token(json!({})));
+        request.metadata_mut().insert("authorization", token.parse().expect("text"));
+        let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await;
+        answer.map(|answer| answer.into_inner().cert_chain.remove(0))
+    };
+    let other = id("b", "db");
+    let issued = ask(for_another(other.to_string()), Some(other.clone())).await.expect("issued");
+    assert_eq!(identity_in(&issued), "URI:spiffe://cluster.local/ns/b/sa/db");
+    // The request may name nobody else than the one that is asked for.
+    let own = ask(for_another(other.to_string()), Some(id("shop", "web"))).await;
+    assert_eq!(own.expect_err("refused").code(), Code::InvalidArgument);
+    let number = prost_types::Value { kind: Some(prost_types::value::Kind::NumberValue(1.0)) };
+    let number =
+        prost_types::Struct { fields: [("ImpersonatedIdentity".to_owned(), number)].into() };
+    for (metadata, code) in [
+        (for_another(id("d", "db").to_string()), Code::PermissionDenied),
+        (for_another(id("c", "db").to_string()), Code::Unavailable),
+        (for_another("spiffe://elsewhere/ns/b/sa/db".to_owned()), Code::InvalidArgument),
+        (for_another("b/db".to_owned()), Code::InvalidArgument),
+        (for_another(String::new()), Code::InvalidArgument),
+        (number, Code::InvalidArgument),
+    ] {
+        assert_eq!(ask(metadata, None).await.expect_err("refused").code(), code);
+    }
+    assert_eq!(service.ca.stats().issued.get(), 1);
+    assert_eq!(service.ca.stats().refusals()["impersonation"], 6);
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn given_a_certificate_of_namespace_a_that_asks_for_b_then_it_is_refused() {
     if !openssl::is_here() {
@@ -223,11 +292,7 @@ async fn given_a_certificate_of_namespace_a_that_asks_for_b_then_it_is_refused()
     assert_eq!(code, Code::InvalidArgument);
     assert!(text.contains("ns/b/sa/web") && text.contains("another identity"), "{text}");
     // By metadata neither.
-    let mut metadata = prost_types::Struct::default();
-    let value = prost_types::Value {
-        kind: Some(prost_types::value::Kind::StringValue(id("b", "web").to_string())),
-    };
-    metadata.fields.insert("ImpersonatedIdentity".to_owned(), value);
+    let metadata = for_another(id("b", "web").to_string());
     let own = client::csr(&holder.key, None).expect("a request");
     let request = IstioCertificateRequest {
         csr: own.clone(),

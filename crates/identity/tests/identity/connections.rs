@@ -202,7 +202,7 @@ async fn given_a_plug_in_ca_that_is_replaced_then_it_signs_and_a_bad_one_does_no
     let folder = cacerts.path().join("cacerts");
     let root = super::authority();
     write_ca(&folder, &root.intermediate(&domain(), now).expect("made")).expect("written");
-    let service = Service::start_with(Some(folder.clone())).await;
+    let service = Service::start_with(Some(folder.clone()), None).await;
     let first = service.ca.authority().about().clone();
     assert!(!first.self_signed);
     let kept = service.holder(&id("shop", "web"), HOUR);

@@ -8,8 +8,8 @@ use std::time::Duration;
 use identity::ca::CaSettings;
 use identity::client::{self, Certified, ClientError};
 use identity::{
-    Authenticator, CertificateAuthority, Connections, FolderSource, IdentityFolder, JoinTokens,
-    JwtIssuer, PrivateKey, ServerIdentity, SpiffeId, Stats, ca_server, serve, tls,
+    Authenticator, CertificateAuthority, Connections, Delegation, FolderSource, IdentityFolder,
+    JoinTokens, JwtIssuer, PrivateKey, ServerIdentity, SpiffeId, Stats, ca_server, serve, tls,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -45,11 +45,14 @@ pub(crate) struct Holder {
 
 impl Service {
     pub(crate) async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(None, None).await
     }
 
-    /// With a plug-in CA from a folder.
-    pub(crate) async fn start_with(plug_in: Option<PathBuf>) -> Self {
+    /// With a plug-in CA from a folder, and with somebody who says who may ask for whom.
+    pub(crate) async fn start_with(
+        plug_in: Option<PathBuf>,
+        delegation: Option<Arc<dyn Delegation>>,
+    ) -> Self {
         let place = tempfile::tempdir().expect("a folder");
         let folder = IdentityFolder::open(&place.path().join("identity")).expect("opened");
         let settings = CaSettings {
@@ -76,7 +79,11 @@ impl Service {
         let (stop, stopped) = watch::channel(false);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
-        let routes = tonic::service::Routes::new(ca_server(Arc::clone(&ca), authenticator.into()));
+        let routes = tonic::service::Routes::new(ca_server(
+            Arc::clone(&ca),
+            authenticator.into(),
+            delegation,
+        ));
         let connections =
             Connections { tls: ca.tls(), trust_domain: domain(), stats, stopped: stopped.clone() };
         let tasks = vec![

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use envoy_api::envoy::config::core::v3::Node;
 use envoy_api::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use envoy_api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use identity::api::IstioCertificateRequest;
+use identity::api::istio_certificate_service_client::IstioCertificateServiceClient;
 use identity::client::{self, Certified, ClientError};
 use identity::{PrivateKey, TrustBundle, pem, tls};
 use tokio::net::TcpStream;
@@ -320,6 +322,7 @@ pub(crate) async fn given_a_ca_of_ones_own_then_it_signs_and_is_replaced_while_a
         "gateway.enabled=false",
         "replicas=1",
         "identity.rootConfigMap=plugged-root-cert",
+        "identity.nodeAgents={heddle-plugged/agent}",
     ];
     cluster.helm("helm", "install", PLACE, &more)?;
     let root = std::fs::read_to_string(folder.path().join("root/root-cert.pem"))?;
@@ -359,6 +362,7 @@ pub(crate) async fn given_a_ca_of_ones_own_then_it_signs_and_is_replaced_while_a
     // Another one of the same root takes its place.
     init("second")?;
     until("the second CA", async || issuer().await.is_ok_and(|now| now != first)).await?;
+    asks_for_the_pods_of_its_node(cluster, PLACE, &root).await?;
     cluster.run("helm", &["uninstall", "heddle", "--namespace", PLACE, "--wait"], "")?;
     cluster.kubectl(&[
         "delete",
@@ -403,4 +407,51 @@ pub(crate) async fn given_traffic_when_the_root_is_replaced_then_the_gateway_fol
     })
     .await?;
     traffic.stop().await.map(drop)
+}
+
+/// A node agent gets certificates for pods that are on its node, and for no others.
+async fn asks_for_the_pods_of_its_node(cluster: &Cluster, place: &str, root: &str) -> Result<()> {
+    cluster.kubectl(&["create", "serviceaccount", "agent", "-n", place])?;
+    let pod = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: agent, namespace: {place}}}, spec: \
+         {{serviceAccountName: agent, terminationGracePeriodSeconds: 1, containers: \
+         [{{name: a, image: 'hashicorp/http-echo:1.0.0', args: ['-text=x']}}]}}}}"
+    );
+    cluster.apply(&pod)?;
+    let ready = ["wait", "--for=condition=Ready", "pod/agent", "-n", place, "--timeout=30s"];
+    cluster.kubectl(&ready)?;
+    let token = |bound: &[&str]| {
+        let token = ["create", "token", "agent", "-n", place, "--audience=istio-ca"];
+        Ok::<_, anyhow::Error>(cluster.kubectl(&[&token[..], bound].concat())?.trim().to_owned())
+    };
+    let of_pod = token(&["--bound-object-kind=Pod", "--bound-object-name=agent"])?;
+    let of_account = token(&[])?;
+    let forward = cluster.forward(place, "deployment/heddle", 15012).await?;
+    let bundle = TrustBundle::from_pem(root.as_bytes()).map_err(anyhow::Error::msg)?;
+    let channel = tls::client_config(&bundle, None)?;
+    let channel = client::connect(&forward.address.to_string(), channel).await?;
+    let ask = async |token: &str, id: &str| -> Result<(), Status> {
+        let key = PrivateKey::generate().map_err(|error| Status::internal(error.to_string()))?;
+        let csr = client::csr(&key, None).map_err(|error| Status::internal(error.to_string()))?;
+        let who = serde_json::Map::from_iter([("ImpersonatedIdentity".to_owned(), id.into())]);
+        let metadata = Some(envoy_api::json::to_struct(&who));
+        let ask = IstioCertificateRequest { csr, validity_duration: 0, metadata };
+        let mut request = tonic::Request::new(ask);
+        let bearer = format!("Bearer {token}").parse();
+        let bearer = bearer.map_err(|_| Status::internal("the token is no text"))?;
+        request.metadata_mut().insert("authorization", bearer);
+        let mut client = IstioCertificateServiceClient::new(channel.clone());
+        client.create_certificate(request).await.map(drop)
+    };
+    let reviews = "spiffe://cluster.local/ns/default/sa/default";
+    ask(&of_pod, reviews).await?;
+    for (token, id, says) in [
+        (&of_pod, "spiffe://cluster.local/ns/default/sa/admin", "no pod on node node"),
+        (&of_account, reviews, "names no node"),
+    ] {
+        let refused = ask(token, id).await.err().with_context(|| format!("{id} was issued"))?;
+        let right = refused.code() == Code::PermissionDenied && refused.message().contains(says);
+        ensure!(right, "{refused}");
+    }
+    Ok(())
 }

@@ -55,6 +55,25 @@ async fn given_a_projected_token_then_the_identity_is_what_the_api_server_says()
 }
 
 #[tokio::test(start_paused = true)]
+async fn given_a_token_of_a_pod_then_its_node_is_known_too() {
+    let fake = Fake::new();
+    let token = good();
+    let reviewer = reviewer(&fake);
+    for (extra, node) in [
+        (json!({NODE: ["node-1"]}), Some("node-1")),
+        (json!({NODE: []}), None),
+        (json!({"other": ["x"]}), None),
+    ] {
+        let mut status = user(WEB);
+        status["user"]["extra"] = extra;
+        fake.state().reviews.insert(token.clone(), status);
+        let verified = reviewer.verify(&token).expect("a token").await.expect("good");
+        assert_eq!(verified.node.as_deref(), node);
+        tokio::time::sleep(FRESH).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn given_a_revoked_service_account_then_its_token_is_refused_within_half_a_minute() {
     let fake = Fake::new();
     let token = good();
@@ -162,7 +181,7 @@ fn what_is_kept_is_bounded_and_refusals_push_out_no_answer() {
     };
     let hash = |n: usize| jwt::hash(&n.to_string());
     let mut kept = Kept::default();
-    let id: SpiffeId = ID.parse().expect("an id");
+    let id = Subject { id: ID.parse().expect("an id"), node: None };
     kept.add(hash(0), review(Ok(id.clone()), 0), now);
     for n in 1..3000 {
         kept.add(hash(n), review(Err(Refusal::TokenSignature), n as u64), now);
