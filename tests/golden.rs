@@ -49,6 +49,22 @@ fn given_each_case_when_it_is_worked_through_twice_then_the_bytes_are_the_same()
     }
 }
 
+#[test]
+fn r105_no_resource_of_any_case_names_a_load_reporting_service() {
+    let mut clusters = 0;
+    for case in Case::all().expect("the cases are readable") {
+        let outcome = case.run().expect("the case can be worked through");
+        for resource in outcome.resources {
+            let kind = resource.encoded.resource_type();
+            let text =
+                envoy_api::json::to_json(kind.type_url(), &resource.encoded.body()).to_string();
+            assert!(!text.contains("lrs_"), "{}: {text}", case.name);
+            clusters += usize::from(kind == envoy_api::ResourceType::Cluster);
+        }
+    }
+    assert!(clusters >= 25, "only {clusters} clusters were looked at");
+}
+
 fn first_difference(expected: &str, found: &str) -> String {
     if expected.is_empty() {
         return "there is no then.yaml".to_owned();

@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     sent_bytes: IntCounter,
     refused: IntCounter,
     skipped: IntCounter,
+    unread: IntCounter,
     events_dropped: IntCounter,
     stale: IntGauge,
     objects: IntGaugeVec,
@@ -105,6 +106,10 @@ impl Metrics {
                 "heddle_xds_skipped_equal_total",
                 "Wake-ups of a stream after which nothing had to be sent",
             )?,
+            unread: counter(
+                "pilot_xds_write_timeout",
+                "Streams ended because their proxy did not read",
+            )?,
             events_dropped: counter(
                 "heddle_xds_events_dropped_total",
                 "Rejections and notices that found the queue full",
@@ -151,6 +156,7 @@ impl Metrics {
             &metrics.sent_bytes,
             &metrics.refused,
             &metrics.skipped,
+            &metrics.unread,
             &metrics.events_dropped,
             &BATCH_EVENTS,
         ];
@@ -183,6 +189,7 @@ impl Metrics {
         to(&self.sent_bytes, self.stats.sent_bytes.get());
         to(&self.refused, self.stats.refused.get());
         to(&self.skipped, self.stats.skipped_equal.get());
+        to(&self.unread, self.stats.unread.get());
         to(&self.events_dropped, self.stats.events_dropped.get());
         let streams = self.streams.list();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);

@@ -21,8 +21,8 @@ use bytes::Bytes;
 use envoy_api::ResourceType;
 use envoy_api::envoy::config::core::v3::Node;
 use prost::Message as _;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::codec::{DecodeBuf, Decoder, Streaming};
 use tonic::{Code, Status};
 
@@ -31,7 +31,7 @@ use crate::publication::ScopeId;
 use crate::session::Settings;
 use crate::stats::Stats;
 use crate::streams::{Registered, Streams};
-use body::{Item, StreamBody};
+use body::StreamBody;
 use wire::{WireDeltaRequest, WireRequest, WireSotwRequest};
 
 const SERVICE: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
@@ -45,6 +45,8 @@ pub struct Options {
     pub identifier: Arc<str>,
     /// Largest request, in bytes: a proxy that holds 100,000 resources lists them all.
     pub request_bytes: usize,
+    /// How long a proxy may leave a response unread before its stream is ended.
+    pub write_limit: Duration,
     /// Time over which streams are closed once `shutdown` turns true.
     pub drain: Duration,
     /// Rejections and notices. When full they are counted as dropped; the status keeps them.
@@ -72,7 +74,7 @@ struct StreamTask<C, W> {
     options: Arc<Options>,
     requests: Streaming<W>,
     extensions: http::Extensions,
-    items: mpsc::Sender<Item>,
+    frames: mpsc::Sender<Vec<Bytes>>,
 }
 
 /// An admitted stream.
@@ -99,6 +101,7 @@ impl Options {
             settings: Settings::default(),
             identifier: identifier.into(),
             request_bytes: 64 << 20,
+            write_limit: Duration::from_secs(60),
             drain: Duration::ZERO,
             events,
             shutdown,
@@ -127,15 +130,16 @@ impl<C: Connector> XdsServer<C> {
         let decoder = MessageDecoder(PhantomData);
         // One response: when full, the session is not asked for the next one, which will then
         // carry the newest state.
-        let (items, received) = mpsc::channel(1);
+        let (frames, received) = mpsc::channel(1);
+        let (end, status) = oneshot::channel();
         let task = StreamTask::<C, W> {
             connector: self.connector.clone(),
             options: self.options.clone(),
             requests: Streaming::new_request(decoder, body, None, limit),
             extensions: head.extensions,
-            items,
+            frames,
         };
-        let body = StreamBody::new(received, tokio::spawn(task.run()));
+        let body = StreamBody::new(received, status, tokio::spawn(task.run(end)));
         let mut response = http::Response::new(tonic::body::Body::new(body));
         let grpc = http::HeaderValue::from_static("application/grpc");
         let headers = response.headers_mut();
@@ -191,7 +195,7 @@ impl<M: WireRequest> Decoder for MessageDecoder<M> {
 // === impl StreamTask ===
 
 impl<C: Connector, W: WireRequest> StreamTask<C, W> {
-    async fn run(mut self) {
+    async fn run(mut self, end: oneshot::Sender<http::HeaderMap>) {
         let status = match self.serve().await {
             Ok(()) => Status::new(Code::Ok, ""),
             Err(status) => status,
@@ -199,7 +203,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         let mut trailers = http::HeaderMap::new();
         if status.add_header(&mut trailers).is_ok() {
             // Fails when the client is gone, and then nobody wants to know.
-            let _gone = self.items.send(Item::End(trailers)).await;
+            let _gone = end.send(trailers);
         }
     }
 
@@ -215,7 +219,8 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         admitted.rescope();
         self.on_request(&mut admitted, first).await?;
         let mut shutdown = self.options.shutdown.clone();
-        let items = self.items.clone();
+        let frames = self.frames.clone();
+        let mut blocked_since = None;
         let mut end = admitted.connection.until;
         let mut draining = false;
         loop {
@@ -224,6 +229,8 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                 (state.machine.wants_output(), state.machine.next_deadline())
             };
             let deadline = deadline.map(|at| admitted.registered.stream.instant(at));
+            blocked_since = wants_output.then(|| blocked_since.unwrap_or_else(Instant::now));
+            let unread = blocked_since.map(|since| since + self.options.write_limit);
             tokio::select! {
                 biased;
                 () = until(end) => return Ok(()),
@@ -246,13 +253,15 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                     let stream = &admitted.registered.stream;
                     stream.state().machine.on_timer(stream.now());
                 }
-                permit = items.reserve(), if wants_output => {
+                permit = frames.reserve(), if wants_output => {
                     // Closed = the client is gone; the body is about to drop this task.
                     let Ok(permit) = permit else { return Ok(()) };
                     if let Some(chunks) = self.next_frame(&mut admitted) {
-                        permit.send(Item::Frame(chunks));
+                        permit.send(chunks);
                     }
+                    blocked_since = None;
                 }
+                () = until(unread) => return Err(self.unread(&admitted)),
             }
             self.report(&admitted);
         }
@@ -313,9 +322,21 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
             let (url, names) = (request.type_url(), request.asked());
             let frame = wire::unknown_type_frame(url, &nonce, names, identifier);
             // A client that does not read waits for its own answer here.
-            let _gone = self.items.send(Item::Frame(frame)).await;
+            let sent = self.frames.send(frame);
+            if timeout(self.options.write_limit, sent).await.is_err() {
+                return Err(self.unread(admitted));
+            }
         }
         Ok(())
+    }
+
+    /// The proxy leaves a response unread: half alive, it would keep what it has for ever.
+    fn unread(&self, admitted: &Admitted) -> Status {
+        let limit = self.options.write_limit;
+        self.options.stats.unread.add(1);
+        let node = &admitted.registered.stream.node_id;
+        tracing::warn!(%node, ?limit, "the proxy does not read; its stream is ended");
+        Status::unavailable(format!("a response was not read within {limit:?}"))
     }
 
     /// The next response, if the session has one after all.

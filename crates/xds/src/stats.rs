@@ -25,6 +25,8 @@ pub struct Stats {
     pub sent_bytes: Counter,
     /// Wake-ups of a stream after which nothing had to be sent.
     pub skipped_equal: Counter,
+    /// Streams ended because their proxy did not read.
+    pub unread: Counter,
     /// Events that found the channel full; the status still shows what they said.
     pub events_dropped: Counter,
     responses: [Counter; 6],

@@ -109,7 +109,10 @@ async fn given_a_gateway_with_its_certificate_then_it_is_served() {
     assert!(!proxy.next().await.resources.is_empty());
     let (_, page) = mesh.controller.debug("/debug/syncz");
     assert!(page.contains(ID), "{page}");
-    assert!(mesh.controller.guard.log().contains("spiffe://cluster.local/ns/edge/sa/gateway"));
+    super::until("its identity in the log", || {
+        let log = mesh.controller.guard.log();
+        log.contains("spiffe://cluster.local/ns/edge/sa/gateway").then_some(())
+    });
 }
 
 #[tokio::test]

@@ -209,7 +209,7 @@ async fn given_a_node_id_that_is_none_then_the_stream_ends_with_what_is_wrong() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn given_an_envoy_with_vhds_then_virtual_hosts_come_on_their_own_else_inlined() {
+async fn r108_an_envoy_that_is_too_old_for_vhds_gets_its_virtual_hosts_inlined() {
     let folder = Folder::with("mesh.yaml", MESH);
     let controller = Controller::on(folder.path());
     for (minor, inlined) in [(40, false), (41, false), (39, true)] {
@@ -332,4 +332,29 @@ async fn given_edits_then_pushz_says_what_ran_and_why_a_stream_was_woken_or_not(
     edited("RANDOM", "ROUND_ROBIN # a remark");
     after("nothing differs");
     assert!(!controller.guard.log().contains("differs from a fresh one"));
+}
+
+/// A peer that is gone without a word: its kernel still takes bytes, but nobody answers.
+#[test]
+fn r97_a_peer_that_does_not_answer_pings_is_cut_within_a_minute() {
+    use std::io::{Read, Write};
+    let folder = Folder::with("mesh.yaml", MESH);
+    let controller = Controller::on(folder.path());
+    let mut peer = std::net::TcpStream::connect(controller.xds).expect("a connection");
+    peer.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    // The preface of HTTP/2, empty settings, and never an answer to a PING.
+    peer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").expect("sent");
+    let began = std::time::Instant::now();
+    let mut bytes = [0; 1024];
+    loop {
+        match peer.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+            Err(error) => panic!("still there after {:?}: {error}", began.elapsed()),
+        }
+    }
+    let took = began.elapsed();
+    // Clients may be silent for 15 s and more.
+    assert!(took > Duration::from_secs(15) && took < Duration::from_secs(60), "{took:?}");
 }

@@ -5,27 +5,22 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-
-/// What the stream task sends.
-pub(super) enum Item {
-    /// One response.
-    Frame(Vec<Bytes>),
-    /// The gRPC status; nothing follows.
-    End(HeaderMap),
-}
 
 const GRPC_STATUS: http::HeaderName = http::HeaderName::from_static("grpc-status");
 
-/// Yields what the stream task sends.
+/// Yields what the stream task sends: responses, then the gRPC status.
+///
+/// The status has a way of its own, so that the task can end while a client does not read.
 pub(super) struct StreamBody {
-    items: mpsc::Receiver<Item>,
+    frames: mpsc::Receiver<Vec<Bytes>>,
+    end: oneshot::Receiver<HeaderMap>,
     chunks: VecDeque<Bytes>,
     ended: bool,
     task: JoinHandle<()>,
@@ -34,8 +29,12 @@ pub(super) struct StreamBody {
 // === impl StreamBody ===
 
 impl StreamBody {
-    pub(super) fn new(items: mpsc::Receiver<Item>, task: JoinHandle<()>) -> Self {
-        Self { items, chunks: VecDeque::new(), ended: false, task }
+    pub(super) fn new(
+        frames: mpsc::Receiver<Vec<Bytes>>,
+        end: oneshot::Receiver<HeaderMap>,
+        task: JoinHandle<()>,
+    ) -> Self {
+        Self { frames, end, chunks: VecDeque::new(), ended: false, task }
     }
 }
 
@@ -60,19 +59,15 @@ impl Body for StreamBody {
             if self.ended {
                 return Poll::Ready(None);
             }
-            let trailers = match self.items.poll_recv(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Item::Frame(chunks))) => {
-                    self.chunks = chunks.into();
-                    continue;
-                }
-                Poll::Ready(Some(Item::End(trailers))) => trailers,
-                // The task ended without a word: it panicked.
-                Poll::Ready(None) => {
-                    HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static("13"))])
-                }
-            };
+            if let Some(chunks) = ready!(self.frames.poll_recv(cx)) {
+                self.chunks = chunks.into();
+                continue;
+            }
+            let trailers = ready!(Pin::new(&mut self.end).poll(cx));
             self.ended = true;
+            // The task ended without a word: it panicked.
+            let panicked = || HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static("13"))]);
+            let trailers = trailers.unwrap_or_else(|_| panicked());
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
     }

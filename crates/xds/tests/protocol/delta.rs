@@ -1,4 +1,4 @@
-//! Streams, subscriptions and reconnects of the delta variant (R6–R12, R18–R28, R46–R62, R82–R98).
+//! Streams, subscriptions and reconnects of the delta variant (R6–R12, R18–R28, R46–R64, R82–R98, R103).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -324,6 +324,27 @@ fn r58_a_subscription_with_a_stale_nonce_is_honoured_at_once() {
 }
 
 #[test]
+fn r59_versions_are_a_function_of_content_whatever_came_before() {
+    let version_after = |history: &[u32]| {
+        let mut proxy = Proxy::offered([]);
+        proxy.ask(Cds, &[]);
+        proxy.ack_all();
+        for n in history {
+            proxy.publish(|v| v.set(resource(Cds, "a", *n)).set(resource(Cds, "b", 1)));
+        }
+        let response = proxy.written().remove(0);
+        let versions: Vec<_> = response.resources.iter().map(|r| r.version()).collect();
+        (response.version, versions)
+    };
+    let (replica, other) = (version_after(&[1, 2, 3]), version_after(&[3]));
+    assert_eq!(replica, other, "two replicas, or one before and after a restart");
+    let different = version_after(&[4]);
+    assert_ne!(replica.0, different.0);
+    assert_ne!(replica.1[0], different.1[0]);
+    assert_eq!(replica.1[1], different.1[1]);
+}
+
+#[test]
 fn r60_a_large_payload_is_split_and_every_part_has_its_own_nonce() {
     let settings = Settings { response_bytes: 300, ..Settings::default() };
     let clusters = ["a", "b", "c", "d", "e"].map(|n| resource(Cds, n, 1));
@@ -377,6 +398,20 @@ fn r64_a_resource_removed_and_created_again_with_equal_bytes_is_sent_again() {
 }
 
 #[test]
+fn r103_a_name_of_a_federated_authority_is_a_name_and_its_collection_no_wildcard() {
+    let mut proxy = Proxy::offered(["a", "b"].map(|n| resource(Lds, n, 1)));
+    let one = "xdstp://authority/envoy.config.listener.v3.Listener/a";
+    let collection = "xdstp://authority/envoy.config.listener.v3.Listener/foo/*";
+    proxy.ask(Lds, &[one, collection]);
+    let response = proxy.gets(Lds, &[], &[one, collection]);
+    proxy.ack(&response);
+    proxy.publish(|v| v.set(resource(Lds, "a", 2)));
+    proxy.is_silent();
+    proxy.publish(|v| v.set(resource(Lds, one, 1)));
+    proxy.gets(Lds, &[one], &[]);
+}
+
+#[test]
 fn r82_equal_content_sends_nothing() {
     let mut proxy = Proxy::settled([resource(Cds, "c", 1), resource(Lds, "l", 1)]);
     proxy.publish(|v| v.set(resource(Cds, "c", 1)).set(resource(Lds, "l", 1)));
@@ -405,6 +440,40 @@ fn r83_responses_are_equal_in_whatever_order_the_resources_were_given() {
 }
 
 #[test]
+fn r84_changed_endpoints_touch_only_the_sets_and_streams_that_have_them() {
+    let sets = ["s|v1", "s|v2", "t"].map(|n| resource(Eds, n, 1));
+    let clusters = ["s|v1", "s|v2", "t"].map(|n| resource(Cds, n, 1));
+    let all = || sets.clone().into_iter().chain(clusters.clone());
+    let mut subscribed = Proxy::settled(all());
+    let mut other = Proxy::offered(all());
+    other.ask(Eds, &["t"]);
+    other.ack_all();
+    for proxy in [&mut subscribed, &mut other] {
+        proxy.publish(|v| v.set(resource(Eds, "s|v1", 2)).set(resource(Eds, "s|v2", 2)));
+    }
+    subscribed.gets(Eds, &["s|v1", "s|v2"], &[]);
+    other.is_silent();
+}
+
+#[test]
+fn r86_a_service_scaled_to_zero_and_back_changes_its_endpoints_only() {
+    let (full, empty) = (resource(Eds, "c", 1), resource(Eds, "c", 0));
+    let mut proxy = Proxy::settled([resource(Cds, "c", 1), full.clone()]);
+    for set in [empty, full] {
+        proxy.publish(|v| v.set(set.clone()));
+        let response = proxy.gets(Eds, &["c"], &[]);
+        assert_eq!(response.resources[0].version(), set.version());
+        proxy.ack(&response);
+        proxy.is_silent();
+    }
+    // The same where nothing is offered in between.
+    proxy.publish(|v| v.remove(Eds, "c"));
+    let response = proxy.gets(Eds, &["c"], &[]);
+    proxy.ack(&response);
+    proxy.is_silent();
+}
+
+#[test]
 fn r90_a_client_that_does_not_ack_gets_one_push_and_then_the_newest_state() {
     let mut proxy = Proxy::settled([resource(Cds, "c", 0)]);
     let mut first = None;
@@ -428,6 +497,20 @@ fn r90_an_answer_to_a_newly_asked_name_does_not_wait_for_the_push() {
     proxy.gets(Eds, &["a"], &[]);
     proxy.ask(Eds, &["b"]);
     proxy.gets(Eds, &["b"], &[]);
+}
+
+#[test]
+fn r94_a_thousand_streams_of_one_view_share_the_bytes_of_each_resource() {
+    let offered = view([resource(Cds, "c", 1)]);
+    let bytes = |_| {
+        let mut session = xds::Session::new(Settings::default());
+        session.on_view(std::time::Duration::ZERO, &offered);
+        session.on_request(std::time::Duration::ZERO, Cds, DeltaRequest::default());
+        let response = session.poll_output().expect("a response");
+        response.resources[0].delta_entry().as_ptr()
+    };
+    let buffers: BTreeSet<_> = (0..1000).map(bytes).collect();
+    assert_eq!(buffers.len(), 1, "encoded once");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What waits for what (R42, R63, R69–R77).
+//! What waits for what (R42, R63, R69–R79, R81).
 
 use xds::Notice;
 
@@ -246,6 +246,30 @@ fn r78_a_rotated_secret_changes_nothing_else() {
     let mut proxy = Proxy::settled([refers(Lds, "l", 1, &[(Sds, "s")]), resource(Sds, "s", 1)]);
     proxy.publish(|v| v.set(resource(Sds, "s", 2)));
     proxy.gets(Sds, &["s"], &[]);
+}
+
+#[test]
+fn r79_the_secrets_of_a_listener_that_changed_are_sent_again_unchanged() {
+    let mut proxy = Proxy::settled([
+        refers(Lds, "l", 1, &[(Sds, "s")]),
+        resource(Sds, "s", 1),
+        resource(Sds, "t", 1),
+    ]);
+    proxy.publish(|v| v.set(refers(Lds, "l", 2, &[(Sds, "s")])));
+    let written = proxy.written();
+    let names = |name: &str| vec![name.to_owned()];
+    assert_eq!(shape(&written), [(Lds, names("l"), vec![]), (Sds, names("s"), vec![])]);
+}
+
+#[test]
+fn r81_routes_that_are_asked_for_again_after_their_listener_changed_are_answered() {
+    let mut proxy = Proxy::settled([refers(Lds, "l", 1, &[(Rds, "r")]), resource(Rds, "r", 1)]);
+    proxy.publish(|v| v.set(refers(Lds, "l", 2, &[(Rds, "r")])));
+    let listener = proxy.gets(Lds, &["l"], &[]);
+    proxy.ack(&listener);
+    proxy.ask(Rds, &["r"]);
+    let routes = proxy.gets(Rds, &["r"], &[]);
+    assert_eq!(routes.resources[0].version(), resource(Rds, "r", 1).version());
 }
 
 #[test]

@@ -72,6 +72,26 @@ fn r23_a_rejection_that_also_subscribes_does_both() {
 }
 
 #[test]
+fn r24_nothing_of_a_rejected_response_counts_as_held_and_the_last_good_version_stays() {
+    let names = ["a", "b"];
+    let mut proxy = Proxy::settled(names.map(|n| resource(Eds, n, 1)));
+    proxy.publish(|v| names.into_iter().fold(v, |v, n| v.set(resource(Eds, n, 2))));
+    let batch = proxy.gets(Eds, &names, &[]);
+    proxy.nack(&batch, "one of them is bad");
+    let versions = |proxy: &Proxy| {
+        let held = proxy.session.held(Eds);
+        names.map(|name| held[name])
+    };
+    assert_eq!(versions(&proxy), names.map(|n| resource(Eds, n, 1).version()));
+    for single in proxy.written() {
+        proxy.nack(&single, "bad");
+    }
+    assert_eq!(versions(&proxy), names.map(|n| resource(Eds, n, 1).version()));
+    proxy.publish(|v| v.set(resource(Eds, "b", 3)));
+    proxy.gets(Eds, &["b"], &[]);
+}
+
+#[test]
 fn r25_the_suspects_of_a_rejected_batch_are_sent_one_by_one() {
     let mut proxy = Proxy::offered(["a", "b", "c"].map(|n| resource(Eds, n, 1)));
     proxy.ask(Eds, &["a", "b", "c"]);

@@ -1,4 +1,4 @@
-//! Virtual hosts: with their RouteConfiguration, and domains that move.
+//! Virtual hosts: with their RouteConfiguration, and domains that move (R65).
 
 use super::dsl::*;
 
@@ -13,7 +13,7 @@ fn routes() -> [xds::EncodedResource; 5] {
 }
 
 #[test]
-fn hosts_come_after_their_route_configuration_in_one_response() {
+fn r65_hosts_come_after_their_route_configuration_in_one_response() {
     let mut proxy = Proxy::offered(routes());
     proxy.ask(Cds, &[]);
     proxy.ack_all();

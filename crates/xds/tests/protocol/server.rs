@@ -20,21 +20,21 @@ use tonic::transport::{Channel, Server};
 use tonic::{Code, Status, Streaming};
 use xds::{
     ConnectRequest, Connection, Connector, Event, Options, Publisher, Refused, ResourceType,
-    ScopeId, Streams, What, XdsServer,
+    ScopeId, Stats, Streams, What, XdsServer,
 };
 
 use super::dsl::*;
 
 /// Longer than anything here takes, so that a hang is a failure and not a wait.
-const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
 /// How long streams of the node `short-lived` may last.
 const LIFE: Duration = Duration::from_millis(300);
 
-struct Gate {
+pub(super) struct Gate {
     ready: bool,
-    publisher: Arc<Publisher>,
-    scope: watch::Sender<Option<ScopeId>>,
+    pub(super) publisher: Arc<Publisher>,
+    pub(super) scope: watch::Sender<Option<ScopeId>>,
     open: Arc<AtomicUsize>,
 }
 
@@ -72,15 +72,28 @@ impl Connector for Gate {
 }
 
 /// A server, and what the controller would hold of it.
-struct Running {
+pub(super) struct Running {
     address: SocketAddr,
-    gate: Arc<Gate>,
+    pub(super) gate: Arc<Gate>,
     streams: Arc<Streams>,
+    pub(super) stats: Arc<Stats>,
     events: mpsc::Receiver<Event>,
-    shutdown: watch::Sender<bool>,
+    pub(super) shutdown: watch::Sender<bool>,
 }
 
-async fn serve(ready: bool, resources: impl IntoIterator<Item = xds::EncodedResource>) -> Running {
+pub(super) async fn serve(
+    ready: bool,
+    resources: impl IntoIterator<Item = xds::EncodedResource>,
+) -> Running {
+    serve_with(ready, resources, |options| options).await
+}
+
+/// A server with other options.
+pub(super) async fn serve_with(
+    ready: bool,
+    resources: impl IntoIterator<Item = xds::EncodedResource>,
+    adjust: impl FnOnce(Options) -> Options,
+) -> Running {
     let publisher = Arc::new(Publisher::default());
     publisher.publish(publication(1, view(resources)));
     let gate = Arc::new(Gate {
@@ -91,28 +104,29 @@ async fn serve(ready: bool, resources: impl IntoIterator<Item = xds::EncodedReso
     });
     let (events_in, events) = mpsc::channel(16);
     let (shutdown, closing) = watch::channel(false);
-    let options = Options::new("replica-1", events_in, closing);
+    let options = adjust(Options::new("replica-1", events_in, closing));
     let streams = options.streams.clone();
+    let stats = options.stats.clone();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = Server::builder().add_service(XdsServer::new(gate.clone(), options));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    Running { address, gate, streams, events, shutdown }
+    Running { address, gate, streams, stats, events, shutdown }
 }
 
 /// One delta stream.
-struct Client {
-    requests: Option<mpsc::Sender<DeltaDiscoveryRequest>>,
+pub(super) struct Client {
+    pub(super) requests: Option<mpsc::Sender<DeltaDiscoveryRequest>>,
     responses: Streaming<DeltaDiscoveryResponse>,
 }
 
 impl Running {
-    async fn channel(&self) -> Channel {
+    pub(super) async fn channel(&self) -> Channel {
         let address = format!("http://{}", self.address);
         Channel::from_shared(address).unwrap().connect().await.unwrap()
     }
 
-    async fn delta(&self) -> Client {
+    pub(super) async fn delta(&self) -> Client {
         let (requests, outgoing) = mpsc::channel(16);
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
         let responses =
@@ -120,14 +134,14 @@ impl Running {
         Client { requests: Some(requests), responses: responses.into_inner() }
     }
 
-    async fn connected(&self, node: &str) -> Client {
+    pub(super) async fn connected(&self, node: &str) -> Client {
         let client = self.delta().await;
         client.send(request(Some(node), Cds)).await;
         client
     }
 
     /// Wait until the server has as many open streams.
-    async fn streams(&self, n: usize) {
+    pub(super) async fn streams(&self, n: usize) {
         let there = async {
             while self.streams.list().len() != n || self.gate.open.load(Ordering::SeqCst) != n {
                 tokio::task::yield_now().await;
@@ -138,19 +152,19 @@ impl Running {
 }
 
 impl Client {
-    async fn send(&self, request: DeltaDiscoveryRequest) {
+    pub(super) async fn send(&self, request: DeltaDiscoveryRequest) {
         self.requests.as_ref().unwrap().send(request).await.unwrap();
     }
 
-    async fn next(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
+    pub(super) async fn next(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
         timeout(LIMIT, self.responses.message()).await.expect("an answer")
     }
 
-    async fn response(&mut self) -> DeltaDiscoveryResponse {
+    pub(super) async fn response(&mut self) -> DeltaDiscoveryResponse {
         self.next().await.unwrap().expect("a response")
     }
 
-    async fn code(&mut self) -> Code {
+    pub(super) async fn code(&mut self) -> Code {
         match self.next().await {
             Ok(None) => Code::Ok,
             Ok(Some(response)) => panic!("a response: {response:?}"),
@@ -158,7 +172,7 @@ impl Client {
         }
     }
 
-    async fn ack(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
+    pub(super) async fn ack(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
         let error_detail = error.map(|message| envoy_api::google::rpc::Status {
             code: 13,
             message: message.to_owned(),
@@ -174,7 +188,7 @@ impl Client {
     }
 }
 
-fn request(node: Option<&str>, resource_type: ResourceType) -> DeltaDiscoveryRequest {
+pub(super) fn request(node: Option<&str>, resource_type: ResourceType) -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest {
         node: node.map(|id| Node { id: id.to_owned(), ..Default::default() }),
         type_url: resource_type.type_url().to_owned(),
@@ -182,7 +196,7 @@ fn request(node: Option<&str>, resource_type: ResourceType) -> DeltaDiscoveryReq
     }
 }
 
-fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+pub(super) fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
     response.resources.iter().map(|r| r.name.as_str()).collect()
 }
 

@@ -1,4 +1,4 @@
-//! The state-of-the-world variant (R31–R42, R44).
+//! The state-of-the-world variant (R22, R31–R42, R44).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,6 +72,21 @@ impl Client {
 
 fn clusters(names: &[&str]) -> Vec<EncodedResource> {
     names.iter().map(|n| resource(Cds, n, 1)).collect()
+}
+
+#[test]
+fn r22_names_that_come_with_a_rejection_are_answered() {
+    let mut client = Client::offered(["a", "b"].map(|n| resource(Eds, n, 1)));
+    client.ask(Eds, &["a"]);
+    let response = client.gets(Eds, &["a"]);
+    client.ack(&response, &["a"]);
+    client.publish(|v| v.set(resource(Eds, "a", 2)));
+    let response = client.gets(Eds, &["a"]);
+    client.nack(&response, &["b"]);
+    client.gets(Eds, &["b"]);
+    // `a` is no longer asked for, so its next version is nobody's business.
+    client.publish(|v| v.set(resource(Eds, "a", 3)));
+    client.is_silent();
 }
 
 #[test]
@@ -233,6 +248,15 @@ fn r25_suspects_are_sent_one_after_the_other_with_the_good_set() {
     let response = client.gets(Cds, &["a", "b", "c"]);
     assert_eq!(&response.resources[2].body()[..], b"\x0a\x01c");
     client.ack(&response, &[]);
+    client.is_silent();
+}
+
+#[test]
+fn r65_there_is_no_state_of_the_world_of_virtual_hosts() {
+    let mut client = Client::offered([resource(Rds, "80", 1), host("80/a", 1, &["a"], &[])]);
+    client.ask(Vhds, &["80/a"]);
+    client.is_silent();
+    client.publish(|v| v.set(host("80/a", 2, &["a"], &[])));
     client.is_silent();
 }
 
