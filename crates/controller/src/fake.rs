@@ -70,6 +70,8 @@ pub(crate) struct State {
     pub(crate) reviews: BTreeMap<String, Value>,
     /// Reviews that were asked for.
     pub(crate) reviewed: usize,
+    /// Who may do what: user, verb, path.
+    pub(crate) allowed: BTreeSet<(String, String, String)>,
     /// Objects that were written by clients: plural, namespace, name.
     pub(crate) written: Vec<(String, Key)>,
     /// Creations of what was there already.
@@ -162,6 +164,9 @@ impl Fake {
         let written = || serde_json::from_slice::<Value>(body).expect("JSON");
         match parts.as_slice() {
             ["apis", "authentication.k8s.io", "v1", "tokenreviews"] => state.review(written()),
+            ["apis", "authorization.k8s.io", "v1", "subjectaccessreviews"] => {
+                state.authorize(written())
+            }
             ["api", "v1", "namespaces", namespace, plural, rest @ ..]
             | ["apis", _, _, "namespaces", namespace, plural, rest @ ..]
                 if head.method != Method::GET =>
@@ -211,6 +216,16 @@ impl State {
         assert_eq!(review["spec"]["audiences"], json!(["istio-ca"]));
         let unknown = || json!({"authenticated": false, "error": "[invalid bearer token]"});
         review["status"] = self.reviews.get(&token).cloned().unwrap_or_else(unknown);
+        success(&review)
+    }
+
+    /// What a review of access answers.
+    fn authorize(&self, mut review: Value) -> Answer {
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let spec = &review["spec"];
+        let what = &spec["nonResourceAttributes"];
+        let asked = (text(&spec["user"]), text(&what["verb"]), text(&what["path"]));
+        review["status"] = json!({"allowed": self.allowed.contains(&asked)});
         success(&review)
     }
 

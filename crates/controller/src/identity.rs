@@ -29,6 +29,7 @@ use self::bundle::BundleWriter;
 use self::node_agents::NodeAgents;
 use self::review::Reviewer;
 use self::secrets::Secrets;
+use crate::admin::Gate;
 use crate::settings::{IdentitySettings, Kept};
 use crate::world::Shared;
 
@@ -100,6 +101,16 @@ impl Identity {
             delegation,
             gateways: Arc::new(gateways),
         })
+    }
+
+    /// Who is let to admin pages from elsewhere: callers whom the API server of the cluster knows.
+    pub(crate) fn gate(&self) -> Option<Gate> {
+        match &self.keeper {
+            Keeper::Folder(_) => None,
+            Keeper::Cluster(client, _) => {
+                Some(Gate::new(Arc::clone(&self.for_streams), client.clone()))
+            }
+        }
     }
 
     /// Take the authority into service, and look after it by tasks; none when told to stop first.

@@ -70,6 +70,15 @@ impl Level {
 }
 
 #[cfg(test)]
+impl Level {
+    /// One that changes no log.
+    pub(crate) fn of_nothing() -> Self {
+        let (_, handle) = reload::Layer::new(EnvFilter::default());
+        Self(handle)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

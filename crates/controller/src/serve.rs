@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use ::identity::{Authenticated, Connections, ca_server};
 use anyhow::{Context, Result};
+use axum::response::Response;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tower::ServiceExt;
 use xds::{Options, XdsServer};
 
 use crate::admin::{self, Admin};
@@ -41,6 +44,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(crate) struct Listeners {
     xds: TcpListener,
     secure: Option<TcpListener>,
+    remote: Option<TcpListener>,
     http: TcpListener,
     admin: TcpListener,
     pub(crate) xds_address: SocketAddr,
@@ -57,6 +61,8 @@ impl Listeners {
         let xds = bind(settings.xds_address, "--xds-address")?;
         let secure = settings.identity.as_ref().map(|i| bind(i.address, "--secure-address"));
         let secure = secure.transpose()?;
+        let remote = settings.identity.as_ref().and_then(|i| i.remote_admin);
+        let remote = remote.map(|a| bind(a, "--remote-admin-address")).transpose()?;
         let http = bind(settings.http_address, "--http-address")?;
         let admin = bind(settings.admin_address, "--admin-address")?;
         Ok(Self {
@@ -66,6 +72,7 @@ impl Listeners {
             admin_address: admin.local_addr()?,
             xds,
             secure,
+            remote,
             http,
             admin,
         })
@@ -89,52 +96,66 @@ impl Listeners {
             |policy| Arc::new(StreamConnector::new(inbox.clone(), Arc::clone(shared), policy));
         let server = XdsServer::new(connector(Policy::Open), options.clone());
         tasks.spawn(serve_xds(self.xds, server, stopped.clone()));
+        let admin = Admin { shared: Arc::clone(shared), streams: Arc::clone(&streams), level };
         if let Some((listener, identity)) = self.secure.zip(identity) {
             let policy = Policy::Proven(Arc::clone(&identity.gateways));
             let server = XdsServer::new(connector(policy), options);
-            tasks.spawn(secure(listener, server, identity, Arc::clone(shared), stopped.clone()));
+            let gate = identity.gate().map(|gate| admin::remote(admin.clone(), gate));
+            let secure = Secure { listener, server, identity, remote: self.remote.zip(gate) };
+            tasks.spawn(secure.serve(Arc::clone(shared), stopped.clone()));
         }
         tasks.spawn(forward(stream_events, inbox, stopped.clone()));
         let registered = metrics::register(Arc::clone(shared), stats, Arc::clone(&streams))?;
         let public = admin::public(Arc::clone(shared), registered);
         tasks.spawn(serve_http(self.http, public, stopped.clone()));
-        let private = admin::private(Admin { shared: Arc::clone(shared), streams, level });
+        let private = admin::private(admin);
         tasks.spawn(serve_http(self.admin, private, stopped.clone()));
         Ok(())
     }
 }
 
-/// The secure port: served once there is an authority.
-async fn secure(
+/// The ports whose certificate comes from the authority.
+struct Secure {
     listener: TcpListener,
     server: XdsServer<StreamConnector>,
     identity: Identity,
-    shared: Arc<Shared>,
-    stopped: watch::Receiver<bool>,
-) -> Result<()> {
-    let mut tasks = JoinSet::new();
-    let for_streams = Arc::clone(&identity.for_streams);
-    let for_certificates = Arc::clone(&identity.for_certificates);
-    let delegation = identity.delegation.clone();
-    let Some(ca) = identity.start(&shared, &mut tasks, stopped.clone()).await? else {
-        return Ok(());
-    };
-    let routes = Routes::new(Authenticated::new(server, for_streams)).add_service(ca_server(
-        Arc::clone(&ca),
-        for_certificates,
-        delegation,
-    ));
-    let connections = Connections {
-        tls: ca.tls(),
-        trust_domain: ca.trust_domain().clone(),
-        stats: Arc::clone(ca.stats()),
-        stopped,
-    };
-    tasks.spawn(::identity::serve(listener, routes.prepare(), connections));
-    while let Some(ended) = tasks.join_next().await {
-        ended.context("a part of the certificate authority failed")?;
+    /// Admin pages for authorised callers.
+    remote: Option<(TcpListener, axum::Router)>,
+}
+
+impl Secure {
+    /// Serve them once there is an authority.
+    async fn serve(self, shared: Arc<Shared>, stopped: watch::Receiver<bool>) -> Result<()> {
+        let Self { listener, server, identity, remote } = self;
+        let mut tasks = JoinSet::new();
+        let for_streams = Arc::clone(&identity.for_streams);
+        let for_certificates = Arc::clone(&identity.for_certificates);
+        let delegation = identity.delegation.clone();
+        let Some(ca) = identity.start(&shared, &mut tasks, stopped.clone()).await? else {
+            return Ok(());
+        };
+        let routes = Routes::new(Authenticated::new(server, for_streams)).add_service(ca_server(
+            Arc::clone(&ca),
+            for_certificates,
+            delegation,
+        ));
+        let connections = Connections {
+            tls: ca.tls(),
+            trust_domain: ca.trust_domain().clone(),
+            stats: Arc::clone(ca.stats()),
+            stopped,
+        };
+        if let Some((listener, pages)) = remote {
+            let whole = |response: Response| response.map(Body::new);
+            let pages = ServiceExt::<http::Request<Body>>::map_response(pages, whole);
+            tasks.spawn(::identity::serve(listener, pages, connections.clone()));
+        }
+        tasks.spawn(::identity::serve(listener, routes.prepare(), connections));
+        while let Some(ended) = tasks.join_next().await {
+            ended.context("a part of the certificate authority failed")?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {

@@ -196,7 +196,7 @@ impl Authenticator {
     }
 
     /// Who sends a request, by its connection and its headers.
-    pub(crate) async fn authenticate(
+    pub async fn authenticate(
         &self,
         peer: Option<&Peer>,
         headers: &http::HeaderMap,

@@ -156,7 +156,8 @@ where
         })
         .map_response(move |response: http::Response<Body>| {
             let refused = response.headers().get("grpc-status");
-            let refused = refused.is_some_and(|status| status.as_bytes() == UNAUTHENTICATED);
+            let refused = refused.is_some_and(|status| status.as_bytes() == UNAUTHENTICATED)
+                || response.status() == http::StatusCode::UNAUTHORIZED;
             note.fetch_or(!refused, Ordering::Relaxed);
             response
         });

@@ -1,13 +1,16 @@
-//! HTTP: health and metrics for everybody, `/debug/` for the operator on this machine.
+//! HTTP: health and metrics for everybody, `/debug/` for the operator on this machine, and over
+//! TLS for callers whom the API server lets.
 //!
-//! **Invariant:** reads published values only; `/debug/` answers nobody whose request names
-//! another host, so that a web page cannot read it through a browser.
+//! **Invariant:** reads published values only; on loopback `/debug/` answers nobody whose request
+//! names another host, so that a web page cannot read it through a browser.
 
 mod dump;
 mod index;
 mod mesh;
+mod remote;
 
 pub(crate) use self::dump::rfc3339;
+pub(crate) use self::remote::{Gate, remote};
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -79,8 +82,13 @@ pub(crate) fn public(shared: Arc<Shared>, metrics: Arc<Metrics>) -> Router {
         .route("/metrics", get(metrics))
 }
 
-/// `/debug/`.
+/// `/debug/`, on this machine.
 pub(crate) fn private(admin: Admin) -> Router {
+    pages(admin).layer(from_fn(only_loopback_names))
+}
+
+/// `/debug/`, for whoever is let in.
+fn pages(admin: Admin) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/debug", get(index))
@@ -96,7 +104,7 @@ pub(crate) fn private(admin: Admin) -> Router {
         .route("/debug/ca", get(ca))
         .route("/debug/logging", get(level).post(set_level))
         .fallback(nothing)
-        .layer(from_fn(only_loopback_names))
+        .layer(from_fn(inert))
         .with_state(admin)
 }
 
@@ -106,16 +114,20 @@ async fn only_loopback_names(request: Request, next: Next) -> Response {
     let host =
         request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
     if is_loopback(host) {
-        let mut response = next.run(request).await;
-        // Nothing that a page shows may become a script, or be read by another page.
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        return response;
+        return next.run(request).await;
     }
     let message = format!("host {host:?} is not this machine's loopback; use localhost\n");
     (StatusCode::FORBIDDEN, message).into_response()
+}
+
+/// Nothing that a page shows may become a script, or be read by another page.
+async fn inert(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 /// Whether a `Host` header names this machine's loopback: `localhost`, or an address of it.

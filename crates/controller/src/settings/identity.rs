@@ -90,6 +90,10 @@ pub(crate) struct IdentityArgs {
         value_name = "NAMESPACE/SERVICE-ACCOUNT,…"
     )]
     gateway_identity: Vec<String>,
+    /// With --identity-cluster: where /debug/ is served over TLS, to callers with a certificate or
+    /// token whom the API server lets get the page (nonResourceURLs)
+    #[arg(long, env = "HEDDLE_REMOTE_ADMIN_ADDRESS", value_name = "IP:PORT")]
+    remote_admin_address: Option<SocketAddr>,
     /// With --identity-cluster: identities of node agents, which get certificates for the pods of
     /// their node
     #[arg(
@@ -112,6 +116,8 @@ pub(crate) struct IdentitySettings {
     pub(crate) names: Vec<String>,
     /// The secure port.
     pub(crate) address: SocketAddr,
+    /// Where admin pages are served to callers from elsewhere.
+    pub(crate) remote_admin: Option<SocketAddr>,
     /// Lifetime of certificates.
     pub(crate) lifetime: Duration,
     /// The longest.
@@ -158,6 +164,7 @@ impl IdentityArgs {
             jwt_issuer,
             jwt_keys,
             gateway_identity,
+            remote_admin_address,
             node_agent,
         } = self;
         let trust_domain: TrustDomain = trust_domain.parse().context("--trust-domain")?;
@@ -170,7 +177,10 @@ impl IdentityArgs {
         };
         let of_folders =
             [("--ca-directory", ca_directory.is_some()), ("--jwt-issuer", jwt_issuer.is_some())];
-        let of_clusters = [("--node-agent", !node_agent.is_empty())];
+        let of_clusters = [
+            ("--node-agent", !node_agent.is_empty()),
+            ("--remote-admin-address", remote_admin_address.is_some()),
+        ];
         let kept = match (identity_directory, identity_cluster) {
             (Some(folder), _) => {
                 without("--identity-cluster", &of_clusters)?;
@@ -204,6 +214,7 @@ impl IdentityArgs {
             kept,
             names,
             address: secure_address,
+            remote_admin: remote_admin_address,
             lifetime: certificate_lifetime,
             longest: longest_certificate_lifetime,
             gateways: identities("--gateway-identity", &gateway_identity)?,

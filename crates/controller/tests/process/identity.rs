@@ -298,6 +298,7 @@ fn given_settings_that_cannot_work_then_the_end_says_why() {
     };
     says(&["--identity-cluster"], &["--identity-cluster needs --source kubernetes"]);
     says(&["--node-agent=a/b"], &["--node-agent has no effect without --identity-cluster"]);
+    says(&["--remote-admin-address=127.0.0.1:0"], &["no effect without --identity-cluster"]);
     says(&["--server-name=x"], &["--server-name", "--identity-directory or --identity-cluster"]);
     run("--node-agent=a/b", &["--node-agent has no effect without --identity-cluster"]);
     run("--identity-cluster", &["cannot be used with"]);

@@ -323,6 +323,7 @@ pub(crate) async fn given_a_ca_of_ones_own_then_it_signs_and_is_replaced_while_a
         "replicas=1",
         "identity.rootConfigMap=plugged-root-cert",
         "identity.nodeAgents={heddle-plugged/agent}",
+        "admin.remote=true",
     ];
     cluster.helm("helm", "install", PLACE, &more)?;
     let root = std::fs::read_to_string(folder.path().join("root/root-cert.pem"))?;
@@ -363,6 +364,7 @@ pub(crate) async fn given_a_ca_of_ones_own_then_it_signs_and_is_replaced_while_a
     init("second")?;
     until("the second CA", async || issuer().await.is_ok_and(|now| now != first)).await?;
     asks_for_the_pods_of_its_node(cluster, PLACE, &root).await?;
+    looks_from_elsewhere(cluster, PLACE, &path("root/root-cert.pem")).await?;
     cluster.run("helm", &["uninstall", "heddle", "--namespace", PLACE, "--wait"], "")?;
     cluster.kubectl(&[
         "delete",
@@ -452,6 +454,41 @@ async fn asks_for_the_pods_of_its_node(cluster: &Cluster, place: &str, root: &st
         let refused = ask(token, id).await.err().with_context(|| format!("{id} was issued"))?;
         let right = refused.code() == Code::PermissionDenied && refused.message().contains(says);
         ensure!(right, "{refused}");
+    }
+    Ok(())
+}
+
+/// A ServiceAccount that may get admin pages gets them over TLS, and nobody else does.
+async fn looks_from_elsewhere(cluster: &Cluster, place: &str, roots: &str) -> Result<()> {
+    let pages = "--non-resource-url=/debug/*";
+    cluster.kubectl(&["create", "clusterrole", "look-at-heddle", "--verb=get", pages])?;
+    let account = format!("--serviceaccount={place}:viewer");
+    let role = "--clusterrole=look-at-heddle";
+    cluster.kubectl(&["create", "clusterrolebinding", "look-at-heddle", role, &account])?;
+    cluster.kubectl(&["create", "serviceaccount", "viewer", "-n", place])?;
+    let forward = cluster.forward(place, "service/heddle-admin", 15013).await?;
+    // What curl says, and the status on a line of its own.
+    let curl = |path: &str, account: Option<&str>, more: &[&str]| -> Result<String> {
+        let url = format!("https://127.0.0.1:{}{path}", forward.address.port());
+        let status = ["-sS", "--max-time", "10", "-w", "\n%{http_code}", "--cacert", roots, &url];
+        let mut args = [&status[..], more].concat();
+        let header;
+        if let Some(account) = account {
+            let token = ["create", "token", account, "-n", place, "--audience=istio-ca"];
+            header = format!("Authorization: Bearer {}", cluster.kubectl(&token)?.trim());
+            args.extend(["-H", &header]);
+        }
+        cluster.run("curl", &args, "")
+    };
+    let page = curl("/debug/ca", Some("viewer"), &[])?;
+    ensure!(page.contains("issuer") && page.ends_with("\n200"), "{page}");
+    for (path, account, more, status) in [
+        ("/debug/ca", Some("agent"), &[][..], "403"),
+        ("/debug/logging?level=debug", Some("viewer"), &["-X", "POST"], "403"),
+        ("/debug/ca", None, &[], "401"),
+    ] {
+        let refused = curl(path, account, more)?;
+        ensure!(refused.ends_with(status), "{path} {account:?}: {refused}");
     }
     Ok(())
 }
