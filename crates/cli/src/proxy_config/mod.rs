@@ -46,7 +46,7 @@ pub(crate) struct Args {
 }
 
 /// A part of a proxy's configuration.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
     #[value(aliases = ["listener", "l", "lds"])]
     Listeners,

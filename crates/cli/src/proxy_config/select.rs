@@ -11,7 +11,7 @@ use super::Kind;
 use super::table::{Destination, destinations, list, text_of};
 
 /// Which entries.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(crate) struct Filter {
     /// Only what has this name: a listener, a RouteConfiguration, a cluster
     #[arg(long, value_name = "NAME")]
@@ -61,12 +61,21 @@ pub(super) fn select(mut dump: Value, kind: Kind, filter: &Filter) -> Value {
             }
         }
     }
-    let asked = |config: &Value| {
-        FIELDS
-            .iter()
-            .any(|(of, field)| config.get(*field).is_some() && (kind == Kind::All || kind == *of))
-    };
-    configs.retain(asked);
+    if kind == Kind::Endpoints {
+        // Those of some clusters stand in the cluster itself.
+        for clusters in configs.iter_mut().filter_map(|config| entries(config, Kind::Clusters)) {
+            clusters.retain(|entry| entry["cluster"].get("load_assignment").is_some());
+        }
+    }
+    configs.retain(|config| {
+        FIELDS.iter().any(|(of, field)| match config.get(*field) {
+            Some(_) if kind == Kind::All || kind == *of => true,
+            Some(rest) => {
+                (kind, *of) == (Kind::Endpoints, Kind::Clusters) && !list(rest).is_empty()
+            }
+            None => false,
+        })
+    });
     Value::Object(Map::from_iter([("configs".to_owned(), Value::Array(configs))]))
 }
 

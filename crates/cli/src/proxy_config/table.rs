@@ -48,10 +48,11 @@ pub(super) fn text(dump: &Value, kind: Kind) -> String {
                 &["HOST", "PORT", "SUBSET", "DIRECTION", "TYPE", "FROM"],
                 entries().map(cluster).collect(),
             ),
-            _ => (
-                &["ENDPOINT", "STATUS", "LOCALITY", "CLUSTER", "FROM"],
-                entries().flat_map(endpoints).collect(),
-            ),
+            _ => {
+                let discovered = entries().map(|entry| (&entry["endpoint_config"], entry));
+                let all = discovered.chain(assigned(dump)).flat_map(|(set, e)| endpoints(set, e));
+                (&["ENDPOINT", "STATUS", "LOCALITY", "CLUSTER", "FROM"], all.collect())
+            }
         };
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(header.iter().copied());
@@ -275,7 +276,7 @@ fn cluster(entry: &Value) -> Vec<String> {
     let cluster = &entry["cluster"];
     let to = Destination::of(text_of(&cluster["name"]));
     vec![
-        to.host.to_owned(),
+        or_dash(to.host),
         or_dash(to.port),
         or_dash(to.subset),
         or_dash(to.direction),
@@ -285,8 +286,15 @@ fn cluster(entry: &Value) -> Vec<String> {
     ]
 }
 
-fn endpoints(entry: &Value) -> Vec<Vec<String>> {
-    let set = &entry["endpoint_config"];
+/// Endpoint sets that stand in their cluster, each with the entry of the cluster.
+fn assigned(dump: &Value) -> impl Iterator<Item = (&Value, &Value)> {
+    let configs = list(&dump["configs"]).iter();
+    let entries = configs.flat_map(|config| list(&config["dynamic_active_clusters"]));
+    entries.filter_map(|entry| Some((entry["cluster"].get("load_assignment")?, entry)))
+}
+
+/// The endpoints of a set; `entry` says where it comes from.
+fn endpoints(set: &Value, entry: &Value) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     for group in list(&set["endpoints"]) {
         let place = ["region", "zone", "sub_zone"].map(|part| text_of(&group["locality"][part]));
@@ -323,5 +331,67 @@ impl<'a> Destination<'a> {
             [direction, port, subset, host] => Self { direction, port, subset, host },
             _ => Self { direction: "", port: "", subset: "", host: name },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Lines with single spaces.
+    fn rows(dump: &Value, kind: Kind) -> Vec<String> {
+        let tidy = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        text(dump, kind).lines().skip(1).map(tidy).collect()
+    }
+
+    #[test]
+    fn endpoints_that_stand_in_a_cluster_are_listed_with_those_discovered() {
+        let set = |host: &str| {
+            let socket = json!({ "address": host, "port_value": 443 });
+            let endpoint = json!({ "endpoint": { "address": { "socket_address": socket } } });
+            json!({ "cluster_name": "c", "endpoints": [{ "lb_endpoints": [endpoint] }] })
+        };
+        let strict = json!({ "name": "c", "load_assignment": set("api.example.com") });
+        let dump = json!({ "configs": [
+            { "dynamic_active_clusters": [
+                { "cluster": strict, "origins": ["a"] },
+                { "cluster": { "name": "d" } },
+            ] },
+            { "dynamic_endpoint_configs": [{ "endpoint_config": set("::1"), "origins": ["b"] }] },
+        ] });
+        assert_eq!(
+            rows(&dump, Kind::Endpoints),
+            ["[::1]:443 UNKNOWN - c b", "api.example.com:443 UNKNOWN - c a"]
+        );
+        let all = super::super::select::Filter::default();
+        let kept = super::super::select::select(dump, Kind::Endpoints, &all);
+        assert_eq!(kept["configs"][0]["dynamic_active_clusters"].as_array().map(Vec::len), Some(1));
+        assert_eq!(rows(&kept, Kind::Endpoints).len(), 2);
+    }
+
+    #[test]
+    fn what_comes_in_has_its_port_and_its_condition() {
+        let proxy = json!({ "@type": "x/y.TcpProxy", "cluster": "inbound|8080||" });
+        let chain = json!({
+            "filter_chain_match": {
+                "destination_port": 8080,
+                "prefix_ranges": [{ "address_prefix": "10.0.0.1", "prefix_len": 32 }],
+                "server_names": ["a", "b"],
+            },
+            "filters": [{ "typed_config": proxy }],
+        });
+        let socket = json!({ "address": "0.0.0.0", "port_value": 15006 });
+        let listener = json!({ "address": { "socket_address": socket }, "filter_chains": [chain] });
+        let dump = json!({ "configs": [
+            { "dynamic_listeners": [{ "active_state": { "listener": listener } }] },
+            { "dynamic_active_clusters": [{ "cluster": { "name": "inbound|8080||" } }] },
+        ] });
+        assert_eq!(
+            rows(&dump, Kind::Listeners),
+            ["0.0.0.0 15006 SNI: a,b; Addr: 10.0.0.1/32:8080 Cluster: inbound|8080|| -"]
+        );
+        assert_eq!(rows(&dump, Kind::Clusters), ["- 8080 - inbound STATIC -"]);
     }
 }
