@@ -11,8 +11,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test")]
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,6 +19,7 @@ use envoy_api::bootstrap::{Bootstrap, Protocol};
 use house::backend::Backend;
 use house::client::Client;
 use house::mesh::{Controller, Envoy, free_address, replace};
+use house::namespace::{self, run};
 use house::process::built;
 use serde_json::Map;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -27,8 +27,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 const NODE: &str = "sidecar~127.0.0.1~client-0.default~default.svc.cluster.local";
-/// Set in the process that runs within the namespace, to the controller's binary.
-const WITHIN: &str = "HEDDLE_WITHIN_NAMESPACE";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Addresses of services: nobody has them.
@@ -111,37 +109,13 @@ fn given_a_workload_when_its_connections_are_captured_then_each_reaches_what_it_
         eprintln!("SKIPPED: ENVOY_BIN names no Envoy binary");
         return;
     };
-    if let Some(controller) = std::env::var_os(WITHIN) {
+    let controller =
+        || Ok(built(env!("CARGO"), "heddle-controller")?.to_string_lossy().into_owned());
+    if namespace::is_within(controller) {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let outcome = runtime.block_on(captured(&envoy, Path::new(&controller)));
-        return outcome.expect("the workload is served");
+        let controller = PathBuf::from(namespace::carried());
+        runtime.block_on(captured(&envoy, &controller)).expect("the workload is served");
     }
-    for (command, args) in
-        [("unshare", &["--net", "true"][..]), ("ip", &["-V"]), ("iptables", &["-V"])]
-    {
-        if !Command::new(command).args(args).output().is_ok_and(|o| o.status.success()) {
-            eprintln!("SKIPPED: `{command} {}` does not work here; it needs root", args.join(" "));
-            return;
-        }
-    }
-    let controller = built(env!("CARGO"), "heddle-controller").expect("the controller builds");
-    let test = std::thread::current().name().expect("a test has a name").to_owned();
-    let output = Command::new("unshare")
-        .arg("--net")
-        .arg(std::env::current_exe().expect("this program"))
-        .args(["--exact", &test, "--nocapture"])
-        .env(WITHIN, controller)
-        .output()
-        .expect("unshare starts");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}\n{log}");
-}
-
-fn run(line: &str) -> Result<()> {
-    let output = Command::new("sh").args(["-c", line]).output()?;
-    ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
 
 async fn captured(envoy_binary: &Path, controller_binary: &Path) -> Result<()> {

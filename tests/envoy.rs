@@ -2,21 +2,18 @@
 //!
 //! In: the binary that `ENVOY_BIN` names; skipped aloud without. Out: what it refuses.
 //!
-//! **Invariant:** Envoy gets the very messages of the case; only how it comes by them differs: what
-//! is discovered in a mesh stands in one file here.
+//! **Invariant:** Envoy gets the very messages of the case; what is discovered in a mesh stands in
+//! one file here.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test")]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
-use envoy_api::ResourceType;
-use envoy_api::bootstrap::Bootstrap;
-use house::golden::{Case, Outcome};
+use house::golden::Case;
 use house::mesh::Envoy;
-use serde_json::{Map, Value, json};
+use house::static_file::static_file;
 
 #[test]
 fn given_each_golden_case_then_envoy_accepts_it() {
@@ -36,7 +33,9 @@ fn given_each_golden_case_then_envoy_accepts_it() {
                     let Some(case) = cases.lock().expect("no panic").next() else { return };
                     let outcome = case.run().expect("the case can be worked through");
                     let file = work.path().join(format!("{worker}.json"));
-                    std::fs::write(&file, file_for(&outcome).to_string()).expect("writable");
+                    let content = static_file(&outcome, None, |_, cluster| cluster);
+                    let content = content.unwrap_or_else(|e| panic!("{}: {e:#}", case.name));
+                    std::fs::write(&file, content.to_string()).expect("writable");
                     let (accepted, log) = verdict(envoy, &file);
                     if !accepted || log.contains("deprecated") {
                         refused.lock().expect("no panic").push(format!("{}: {log}", case.name));
@@ -56,73 +55,4 @@ fn verdict(envoy: &Path, file: &Path) -> (bool, String) {
         .output()
         .expect("Envoy starts");
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
-/// A file with everything that the proxy would discover.
-fn file_for(outcome: &Outcome) -> Value {
-    let of = |wanted: ResourceType| {
-        let all = outcome.resources.iter();
-        all.filter(move |r| r.encoded.resource_type() == wanted)
-            .map(|r| (r.encoded.name().to_string(), r.body()))
-    };
-    let endpoints: BTreeMap<String, Value> = of(ResourceType::Endpoints).collect();
-    let clusters = of(ResourceType::Cluster).map(|(name, mut cluster)| {
-        if let Some(set) = endpoints.get(&name) {
-            cluster["type"] = "STATIC".into();
-            cluster["load_assignment"] = set.clone();
-            cluster.as_object_mut().expect("a message").remove("eds_cluster_config");
-        }
-        cluster
-    });
-    let mut routes: BTreeMap<String, Value> = of(ResourceType::RouteConfiguration).collect();
-    for (name, host) in of(ResourceType::VirtualHost) {
-        // `<route configuration>/<domain>`
-        let parent = name.split('/').next().unwrap_or_default();
-        let config = routes.get_mut(parent).expect("a host has a RouteConfiguration");
-        config.as_object_mut().expect("a message").remove("vhds");
-        match &mut config["virtual_hosts"] {
-            Value::Array(hosts) => hosts.push(host),
-            none => *none = json!([host]),
-        }
-    }
-    let listeners: Vec<Value> = of(ResourceType::Listener)
-        .map(|(_, mut listener)| {
-            inline_routes(&mut listener, &routes);
-            listener
-        })
-        .collect();
-    // Names all routes even where no listener does, so that none goes unjudged.
-    let routed =
-        of(ResourceType::Listener).filter(|(_, l)| l.to_string().contains("\"rds\"")).count();
-    assert_eq!(routed, routes.len(), "a listener per RouteConfiguration");
-    let bootstrap = Bootstrap {
-        node_id: "node".to_owned(),
-        cluster: "cluster".to_owned(),
-        xds_host: "127.0.0.1".to_owned(),
-        xds_port: 1,
-        metadata: Map::new(),
-        ..Default::default()
-    };
-    let mut file = bootstrap.to_json();
-    let known = file["static_resources"]["clusters"].as_array_mut().expect("the xDS cluster");
-    known.extend(clusters);
-    file["static_resources"]["listeners"] = listeners.into();
-    file.as_object_mut().expect("a message").remove("dynamic_resources");
-    file
-}
-
-/// Put the RouteConfiguration where the listener says that it is to be fetched.
-fn inline_routes(value: &mut Value, routes: &BTreeMap<String, Value>) {
-    match value {
-        Value::Object(fields) => {
-            if let Some(rds) = fields.remove("rds") {
-                let name = rds["route_config_name"].as_str().unwrap_or_default();
-                let config = routes.get(name).expect("the routes of a listener exist");
-                fields.insert("route_config".to_owned(), config.clone());
-            }
-            fields.values_mut().for_each(|v| inline_routes(v, routes));
-        }
-        Value::Array(items) => items.iter_mut().for_each(|v| inline_routes(v, routes)),
-        _ => {}
-    }
 }

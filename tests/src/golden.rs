@@ -43,6 +43,7 @@ struct Asker {
     labels: BTreeMap<String, String>,
     envoy: String,
     delta: bool,
+    interception_mode: String,
 }
 
 /// What a case comes to.
@@ -63,6 +64,8 @@ pub struct Shown {
     pub origins: Vec<String>,
     /// Whether it is the host that answers 404, which every gateway port has.
     is_fallback: bool,
+    /// Whether it is there for what comes in to a workload.
+    is_for_inbound: bool,
 }
 
 /// `then.yaml`.
@@ -111,16 +114,18 @@ impl Default for Asker {
                 .collect(),
             envoy: "1.40".to_owned(),
             delta: true,
+            interception_mode: "REDIRECT".to_owned(),
         }
     }
 }
 
 impl Asker {
     fn proxy(self) -> Result<Proxy> {
-        let Self { node, labels, envoy, delta } = self;
+        let Self { node, labels, envoy, delta, interception_mode } = self;
         let (major, minor) = envoy.split_once('.').context("`envoy` is like \"1.40\"")?;
         let version = EnvoyVersion { major: major.parse()?, minor: minor.parse()? };
         let mut proxy = Proxy::parse(&node, None, Capabilities::of(Some(version), delta))?;
+        proxy.captures = interception_mode != "NONE";
         proxy.labels = labels.into_iter().map(|(k, v)| (Arc::from(k), Arc::from(v))).collect();
         Ok(proxy)
     }
@@ -140,6 +145,11 @@ impl Case {
             }
         }
         Ok(cases)
+    }
+
+    /// The case of a name such as `route/weights`.
+    pub fn named(name: &str) -> Result<Self> {
+        Self::all()?.into_iter().find(|case| case.name == name).with_context(|| name.to_owned())
     }
 
     /// Work it through.
@@ -190,7 +200,9 @@ impl Case {
         }
         let area = self.name.split('/').next().unwrap_or_default();
         let in_full = resources.iter().filter(|s| {
-            is_shown(area, s.encoded.resource_type()) && (area == "gateway" || !s.is_fallback)
+            is_shown(area, s.encoded.resource_type())
+                && (area == "gateway" || !s.is_fallback)
+                && (area == "inbound" || !s.is_for_inbound)
         });
         let then = Then {
             names,
@@ -211,12 +223,20 @@ impl Case {
     }
 }
 
+/// Resources that every sidecar has for what comes in.
+fn is_for_inbound(name: &str) -> bool {
+    use model::names::{BLACK_HOLE, INBOUND_PASSTHROUGH, VIRTUAL_INBOUND};
+    [BLACK_HOLE, INBOUND_PASSTHROUGH, VIRTUAL_INBOUND].contains(&name)
+}
+
 /// Which types a case of an area shows in full; of the others only names.
 fn is_shown(area: &str, resource_type: ResourceType) -> bool {
     use ResourceType::{Cluster, Endpoints, Listener, RouteConfiguration, VirtualHost};
     match area {
         "gateway" => matches!(resource_type, Listener | RouteConfiguration | VirtualHost),
-        "sidecar" => matches!(resource_type, Cluster | Listener | VirtualHost),
+        "sidecar" | "service-entry" => matches!(resource_type, Cluster | Listener | VirtualHost),
+        "inbound" => matches!(resource_type, Cluster | Listener),
+        "connections" => resource_type == Listener,
         "policy" => resource_type == Cluster,
         "endpoints" => matches!(resource_type, Cluster | Endpoints),
         "visibility" => matches!(resource_type, Cluster | VirtualHost),
@@ -337,6 +357,7 @@ impl TestMesh {
             .map(|(resource, encoded)| Shown {
                 encoded: encoded.clone(),
                 origins: resource.origins().0.iter().map(ToString::to_string).collect(),
+                is_for_inbound: is_for_inbound(&resource.name()),
                 is_fallback: matches!(&**resource, ir::Resource::VirtualHost(h) if h.routes.is_empty()),
             })
             .collect();

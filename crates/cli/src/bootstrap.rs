@@ -12,7 +12,7 @@ use model::{Capabilities, Proxy};
 use serde_json::{Map, Value, json};
 
 use crate::output;
-use crate::render::labels;
+use crate::render::{Interception, labels};
 
 /// Arguments of `bootstrap`.
 #[derive(clap::Args)]
@@ -23,6 +23,10 @@ pub(crate) struct Args {
     /// Labels of the proxy
     #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE,…")]
     labels: Vec<String>,
+    /// Whether connections of the workload are captured (REDIRECT), or its sidecar opens the ports
+    /// of services on loopback (NONE)
+    #[arg(long, value_enum, default_value_t = Interception::Redirect, value_name = "MODE")]
+    interception_mode: Interception,
     /// Where Heddle serves xDS [default: 127.0.0.1:15010, with --certificates 127.0.0.1:15012]
     #[arg(long, value_name = "HOST:PORT")]
     xds_address: Option<String>,
@@ -61,6 +65,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut metadata = Map::new();
     metadata.insert("NAMESPACE".to_owned(), json!(&*proxy.namespace));
     metadata.insert("LABELS".to_owned(), Value::Object(labels));
+    if args.interception_mode == Interception::None {
+        metadata.insert("INTERCEPTION_MODE".to_owned(), json!("NONE"));
+    }
     let folder = args.certificates.as_deref().map(certificates).transpose()?;
     let bootstrap = Bootstrap {
         xds_transport_socket: folder.map(|f| mutual_tls::transport_socket(&f, host)),

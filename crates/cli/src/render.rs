@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use envoy_api::{EncodedResource, dump};
-use model::{Capabilities, Origin, Proxy, ProxyKey, Role};
+use model::{Capabilities, Origin, Proxy, ProxyKey};
 use serde_json::Value;
 
 use crate::files::Files;
@@ -37,9 +37,21 @@ pub(crate) struct Args {
     /// Labels of the proxy, where no Pod of its name is among the files
     #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE,…")]
     labels: Vec<String>,
+    /// Whether connections of the workload are captured (REDIRECT), or its sidecar opens the ports
+    /// of services on loopback (NONE)
+    #[arg(long, value_enum, default_value_t = Interception::Redirect, value_name = "MODE")]
+    interception_mode: Interception,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Json)]
     output: Format,
+}
+
+/// How connections of a workload come to its sidecar, in the words of node metadata.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+pub(crate) enum Interception {
+    Redirect,
+    None,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -58,11 +70,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for (key, value) in labels(&args.labels)? {
         proxy.labels.insert(Arc::from(key), Arc::from(value));
     }
+    proxy.captures = args.interception_mode == Interception::Redirect;
     let mut files = Files::read(&args.filenames)?;
     if let Some(path) = &args.mesh_config {
         files.read_mesh_config(path)?;
     }
-    let role = proxy.role;
     let pod = files.pod(&proxy.namespace, &proxy.name);
     let ignored = pod.filter(|_| !proxy.labels.is_empty()).map(|path| path.display().to_string());
     let rendered = render(&mut files, proxy);
@@ -72,11 +84,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         report::note(&format!(
             "the Pod of this proxy is in {path}; its labels count, not --labels"
         ));
-    }
-    if role == Role::Sidecar {
-        report::note(
-            "this version of Heddle configures what leaves a sidecar, not yet what comes in",
-        );
     }
     match args.output {
         Format::Json => output::json(&dump_of(&files, &rendered))?,

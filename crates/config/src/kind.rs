@@ -11,8 +11,10 @@ use std::sync::Arc;
 use model::{Change, Kind as KindName, ObjectRef, Problem, Reason};
 
 use crate::head;
-use crate::istio::{destination_rule, gateway, mesh_config, sidecar, virtual_service};
-use crate::kubernetes::{endpoint_slice, namespace, node, pod, service};
+use crate::istio::{
+    destination_rule, gateway, mesh_config, service_entry, sidecar, virtual_service, workload_entry,
+};
+use crate::kubernetes::{endpoint_slice, endpoints, namespace, node, pod, service};
 use crate::object::RawObject;
 use crate::schema::{Type, nearest};
 
@@ -74,6 +76,7 @@ pub const KINDS: &[Known] = &[
         "endpointslices",
         &["v1"],
     ),
+    Known::of(&endpoints::Endpoints, "", "Endpoints", "endpoints", &["v1"]).in_files(),
     Known::of(&pod::Pod, "", "Pod", "pods", &["v1"]),
     Known::of(
         &virtual_service::VirtualService,
@@ -93,10 +96,26 @@ pub const KINDS: &[Known] = &[
     .shown("dr", &[("Host", ".spec.host")]),
     Known::of(&gateway::Gateway, ISTIO, "Gateway", "gateways", ISTIO_VERSIONS)
         .shown("gw", &[("Selector", ".spec.selector")]),
+    Known::of(
+        &service_entry::ServiceEntry,
+        ISTIO,
+        "ServiceEntry",
+        "serviceentries",
+        ISTIO_VERSIONS,
+    )
+    .shown("se", &[("Hosts", ".spec.hosts"), ("Resolution", ".spec.resolution")]),
+    Known::of(
+        &workload_entry::WorkloadEntry,
+        ISTIO,
+        "WorkloadEntry",
+        "workloadentries",
+        ISTIO_VERSIONS,
+    )
+    .shown("we", &[("Address", ".spec.address")]),
     Known::of(&sidecar::Sidecar, ISTIO, "Sidecar", "sidecars", ISTIO_VERSIONS),
     Known::of(&mesh_config::MeshConfig, "heddle.io", "MeshConfig", "meshconfigs", &["v1alpha1"])
         .in_cluster()
-        .in_config_map(),
+        .in_files(),
 ];
 
 // === impl Known ===
@@ -137,8 +156,8 @@ impl Known {
         Self { short_name, columns, ..self }
     }
 
-    /// Which in a cluster is the text of a ConfigMap, as Istio has it.
-    const fn in_config_map(self) -> Self {
+    /// Which a cluster has otherwise: as the text of a ConfigMap, or as another kind.
+    const fn in_files(self) -> Self {
         Self { in_api: false, ..self }
     }
 
@@ -168,10 +187,7 @@ pub fn lower(raw: RawObject) -> (Change, Vec<Problem>) {
 
 /// Groups in which a kind that we do not read would have had an effect.
 const MESH_GROUPS: &[(&str, &[&str])] = &[
-    (
-        "networking.istio.io",
-        &["ServiceEntry", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig"],
-    ),
+    ("networking.istio.io", &["WorkloadGroup", "EnvoyFilter", "ProxyConfig"]),
     ("security.istio.io", &["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"]),
     ("telemetry.istio.io", &["Telemetry"]),
     ("extensions.istio.io", &["WasmPlugin", "TrafficExtension"]),

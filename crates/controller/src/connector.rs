@@ -75,6 +75,7 @@ fn proxy(node: &Node, protocol: Protocol) -> Result<Proxy, String> {
     let capabilities = Capabilities::of(version(node), protocol == Protocol::Delta);
     let mut proxy = Proxy::parse(&node.id, text("NAMESPACE").as_deref(), capabilities)
         .map_err(|error| error.to_string())?;
+    proxy.captures = text("INTERCEPTION_MODE").as_deref() != Some("NONE");
     let labels = node.metadata.as_ref().and_then(|m| m.fields.get("LABELS"));
     if let Some(Kind::StructValue(labels)) = labels.and_then(|v| v.kind.as_ref()) {
         for (key, value) in &labels.fields {

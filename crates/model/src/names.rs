@@ -33,15 +33,32 @@ pub fn gateway_route_config(bind: Option<IpAddr>, port: u16) -> Arc<str> {
 /// Listener that everything comes to which leaves a workload.
 pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
 
+/// Listener that everything comes to which is for a workload.
+pub const VIRTUAL_INBOUND: &str = "virtualInbound";
+
+/// Listener of a port of a workload that its proxy opens itself: `inbound|127.0.0.1_8080`.
+pub fn inbound_listener(bind: Option<IpAddr>, port: u16) -> Arc<str> {
+    Arc::from(format!("inbound|{}", gateway_listener(bind, port)))
+}
+
+/// Cluster of a port of a workload: `inbound|8080||`.
+pub fn inbound_cluster(port: u16) -> Arc<str> {
+    Arc::from(format!("inbound|{port}||"))
+}
+
+/// Cluster that sends connections to the workload beside the proxy.
+pub const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
+
 /// Cluster that sends connections where they were meant to go.
 pub const PASSTHROUGH: &str = "PassthroughCluster";
 
 /// Cluster that refuses connections.
 pub const BLACK_HOLE: &str = "BlackHoleCluster";
 
-/// Listener of HTTP that leaves a workload for a port: `0.0.0.0_80`.
-pub fn outbound_listener(port: u16) -> Arc<str> {
-    Arc::from(format!("0.0.0.0_{port}"))
+/// Listener of what leaves a workload for a port: `0.0.0.0_80`, with the address in its place where
+/// the proxy opens it itself.
+pub fn outbound_listener(bind: Option<IpAddr>, port: u16) -> Arc<str> {
+    gateway_listener(bind, port)
 }
 
 /// Listener of connections that leave a workload for an address of a service: `10.0.0.1_3306`.

@@ -52,6 +52,8 @@ pub struct Proxy {
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
     /// What it can do.
     pub capabilities: Capabilities,
+    /// Whether the connections of its workload are captured.
+    pub captures: bool,
 }
 
 /// Why a node id cannot be used.
@@ -116,6 +118,7 @@ impl Proxy {
             namespace: Arc::from(namespace),
             labels: BTreeMap::new(),
             capabilities,
+            captures: true,
         })
     }
 }

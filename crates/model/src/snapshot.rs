@@ -100,6 +100,12 @@ pub enum IndexKey {
     ServiceAddress(IpAddr),
     /// Services whose host lies below a pattern such as `*.svc.cluster.local`.
     ServiceBelow(Arc<str>),
+    /// Services whose connections to a port come in where those to others do.
+    SharedPort(u16),
+    /// Services that have something on a port that is, or may be, no HTTP.
+    StreamPort(u16),
+    /// Services that have HTTP on a port, or may have.
+    HttpPort(u16),
     /// Services of a namespace whose selector begins with a pair.
     ServiceSelects(Arc<str>, Arc<str>, Arc<str>),
     /// Slices of a service, by namespace and short name.
@@ -110,12 +116,16 @@ pub enum IndexKey {
     WorkloadAddress(IpAddr),
     /// Workloads of a namespace that carry a label.
     WorkloadLabel(Arc<str>, Arc<str>, Arc<str>),
+    /// Workloads of a namespace that users registered.
+    RegisteredIn(Arc<str>),
     /// Rules bound to a gateway, or to the mesh.
     RulesOf(GatewayName),
     /// Rules of a namespace that are bound to the mesh.
     MeshRulesIn(Arc<str>),
     /// Rules for the mesh with a condition on labels of the workload that asks.
     SourceLabels,
+    /// Rules for the mesh that say something of TLS connections.
+    TlsRules,
     /// Rules that claim a host for a gateway, or for the mesh.
     Claim(GatewayName, Arc<str>),
     /// Policies of a host or pattern.
@@ -416,6 +426,17 @@ impl Indexed for Service {
         keys.extend(patterns.map(IndexKey::ServiceBelow));
         keys.insert(IndexKey::ServiceIn(Arc::clone(&self.namespace)));
         keys.extend(self.addresses.iter().map(|address| IndexKey::ServiceAddress(*address)));
+        for port in &self.ports {
+            if port.protocol.is_http() {
+                keys.insert(IndexKey::HttpPort(port.number));
+            }
+            if port.protocol.is_stream() {
+                keys.insert(IndexKey::StreamPort(port.number));
+            }
+            if self.shares_port(port.number) {
+                keys.insert(IndexKey::SharedPort(port.number));
+            }
+        }
         if let Some((key, value)) = self.selector.iter().next() {
             let namespace = Arc::clone(&self.namespace);
             keys.insert(IndexKey::ServiceSelects(namespace, Arc::clone(key), Arc::clone(value)));
@@ -438,6 +459,9 @@ impl Indexed for Workload {
         let mut keys: BTreeSet<_> = labels
             .map(|(k, v)| IndexKey::WorkloadLabel(ns(), Arc::clone(k), Arc::clone(v)))
             .collect();
+        if self.declared.is_some() {
+            keys.insert(IndexKey::RegisteredIn(ns()));
+        }
         keys.insert(IndexKey::WorkloadName(ns(), Arc::clone(&self.name)));
         keys.extend(self.addresses.iter().map(|a| IndexKey::WorkloadAddress(*a)));
         keys
@@ -453,6 +477,9 @@ impl Indexed for RouteRules {
                 keys.insert(IndexKey::MeshRulesIn(Arc::clone(&self.namespace)));
                 if self.sources().any(|source| !source.labels.is_empty()) {
                     keys.insert(IndexKey::SourceLabels);
+                }
+                if !self.tls.is_empty() {
+                    keys.insert(IndexKey::TlsRules);
                 }
             }
             let claim = |host: &Arc<str>| IndexKey::Claim(gateway.clone(), Arc::clone(host));

@@ -54,6 +54,7 @@ fn service() -> Change {
         addresses: vec![],
         ports: vec![port],
         selector: BTreeMap::new(),
+        ..Service::default()
     };
     change("Service", Row::Service(row.into()))
 }
@@ -65,7 +66,10 @@ fn policy(load_balancer: LbAlgorithm) -> Change {
         export_to: None,
         host: HOST.into(),
         field: "spec.trafficPolicy".into(),
-        policy: TrafficPolicy { load_balancer: Some(load_balancer), ..TrafficPolicy::default() },
+        policy: TrafficPolicy {
+            load_balancer: Some(load_balancer.into()),
+            ..TrafficPolicy::default()
+        },
         subsets: vec![],
     };
     change("DestinationRule", Row::DestinationPolicy(row.into()))
@@ -95,6 +99,7 @@ fn rules(weight: u32) -> Change {
                 retries: None,
             }),
         }],
+        tls: vec![],
         tcp: vec![],
     };
     change("VirtualService", Row::RouteRules(row.into()))

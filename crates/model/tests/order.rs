@@ -132,6 +132,8 @@ fn given_a_pod_with_other_labels_when_it_is_relabelled_then_its_proxy_is_scoped_
             service_account: "default".into(),
             named_ports: BTreeMap::new(),
             node: None,
+            ready: true,
+            declared: None,
         };
         Change { owner: owner("Pod", "p0"), rows: vec![Row::Workload(row.into())] }
     };
@@ -184,6 +186,7 @@ fn given_a_row_that_one_scope_drops_and_another_takes_when_it_differs_too_then_i
                 retries: None,
             }),
         }],
+        tls: vec![],
         tcp: vec![],
     };
     let service = Service {
@@ -199,6 +202,7 @@ fn given_a_row_that_one_scope_drops_and_another_takes_when_it_differs_too_then_i
         }],
         selector: BTreeMap::new(),
         export_to: Some(DefaultVisibility::own().of(&"ns".into())),
+        ..Service::default()
     };
     let private = Mesh {
         connect_timeout: std::time::Duration::from_secs(1),

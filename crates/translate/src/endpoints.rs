@@ -27,7 +27,7 @@ const LOCALITIES: u32 = 2;
 /// A chunk as it is encoded.
 #[derive(Default)]
 struct Encoded {
-    /// By place: how many endpoints, and `LocalityLbEndpoints` with nothing but them.
+    /// By place: the sum of weights, and `LocalityLbEndpoints` with nothing but them.
     places: BTreeMap<Locality, (u32, Vec<u8>)>,
     violations: Vec<Violation>,
 }
@@ -69,7 +69,8 @@ pub(crate) fn endpoints(set: &ir::Endpoints) -> (Vec<u8>, Vec<Violation>) {
     (out, violations)
 }
 
-fn locality(place: &Locality) -> core::Locality {
+/// A place.
+pub(crate) fn locality(place: &Locality) -> core::Locality {
     let Locality { region, zone, subzone } = place;
     core::Locality {
         region: region.to_string(),
@@ -79,15 +80,20 @@ fn locality(place: &Locality) -> core::Locality {
 }
 
 fn endpoint(endpoint: &ir::EndpointAddress) -> LbEndpoint {
-    let ir::EndpointAddress { address, port, draining, locality: _ } = endpoint;
+    let ir::EndpointAddress { address, port, draining, locality: _, weight } = endpoint;
     let health = if *draining { HealthStatus::Draining } else { HealthStatus::Healthy };
+    lb_endpoint(socket(&address.to_string(), *port), *weight, health)
+}
+
+/// An endpoint of an address.
+pub(crate) fn lb_endpoint(address: Address, weight: u32, health: HealthStatus) -> LbEndpoint {
     LbEndpoint {
         host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(Endpoint {
-            address: Some(socket(&address.to_string(), *port)),
+            address: Some(address),
             ..Default::default()
         })),
         health_status: health.into(),
-        load_balancing_weight: Some(1),
+        load_balancing_weight: Some(weight),
         ..Default::default()
     }
 }
@@ -113,7 +119,8 @@ impl Encoded {
         }
         let mut out = Self::default();
         for (place, lb_endpoints) in places {
-            let count = u32::try_from(lb_endpoints.len()).unwrap_or(u32::MAX);
+            let weights = lb_endpoints.iter().filter_map(|one| one.load_balancing_weight);
+            let count = weights.fold(0, u32::saturating_add);
             // One is like the other: an address, a port, a health.
             let one = lb_endpoints.iter().take(1).flat_map(check::violations);
             out.violations.extend(one);

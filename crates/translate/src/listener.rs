@@ -6,15 +6,21 @@
 use std::sync::Arc;
 
 use envoy_api::envoy::config::accesslog::v3::{AccessLog, access_log};
-use envoy_api::envoy::config::core::v3::{TrafficDirection, address};
+use envoy_api::envoy::config::core::v3::{CidrRange, TrafficDirection, address};
 use envoy_api::envoy::config::listener::v3::{
-    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter,
-    listener_filter,
+    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
+    ListenerFilterChainMatchPredicate, filter, listener_filter,
+    listener_filter_chain_match_predicate::{MatchSet, Rule},
+};
+use envoy_api::envoy::config::route::v3::{
+    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
+    route_action::ClusterSpecifier as RouteCluster, route_match::PathSpecifier,
 };
 use envoy_api::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_api::envoy::extensions::filters::http::router::v3::Router;
 use envoy_api::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_api::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use envoy_api::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_api::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds,
     http_connection_manager::{RouteSpecifier, UpgradeConfig},
@@ -24,8 +30,10 @@ use envoy_api::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy,
     tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight},
 };
+use envoy_api::envoy::r#type::v3::{HashPolicy, Int32Range, hash_policy, hash_policy::SourceIp};
 use envoy_api::{Any, config_source};
 use model::ir::{self, Serves};
+use model::rows::{IpNet, Protocol};
 use prost::{Message, Name};
 use prost_types::Duration;
 
@@ -33,6 +41,9 @@ use crate::endpoints::socket;
 
 /// What HTTP without TLS looks like to `http_inspector`.
 const HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
+
+/// Port that connections to a workload come to, and that no workload may have itself.
+const INBOUND_CAPTURE_PORT: u16 = 15006;
 
 /// Spell a listener.
 pub(crate) fn listener(listener: &ir::Listener) -> Listener {
@@ -54,57 +65,215 @@ pub(crate) fn listener(listener: &ir::Listener) -> Listener {
             let manager = HttpConnectionManager {
                 // The edge: what clients say about themselves in x-forwarded-for is appended to.
                 use_remote_address: Some(true),
-                ..manager(name, route_config, access_log)
+                ..manager(name, by_rds(route_config), access_log)
             };
             Listener { filter_chains: vec![http_chain(&manager)], ..common }
         }
         Serves::Captured { otherwise } => Listener {
             use_original_dst: Some(true),
-            listener_filters: vec![listener_filter(
-                "envoy.filters.listener.original_dst",
-                &OriginalDst::default(),
-            )],
+            listener_filters: vec![original_dst()],
             default_filter_chain: Some(tcp_chain(otherwise, access_log)),
             ..common
         },
-        Serves::Tcp { clusters } => Listener {
-            bind_to_port: Some(false),
-            default_filter_chain: Some(split_chain(name, clusters, access_log)),
-            ..common
-        },
-        Serves::Outbound { route_config, otherwise } => {
-            let matched = FilterChainMatch {
-                transport_protocol: "raw_buffer".to_owned(),
-                application_protocols: HTTP.map(str::to_owned).into(),
-                ..Default::default()
-            };
-            let http = FilterChain {
-                filter_chain_match: Some(matched),
-                ..http_chain(&manager(name, route_config, access_log.clone()))
-            };
+        Serves::Outbound { opened, route_config, chains, otherwise, sticky } => {
+            let tls = chains.iter().any(|chain| !chain.server_names.is_empty());
+            // Envoy looks no further once a chain fits by what carries the protocol. Only where TLS
+            // is looked into may a TLS client look like one of HTTP.
+            let plain = if tls { "raw_buffer" } else { "" };
+            let http = route_config.as_ref().map(|config| FilterChain {
+                filter_chain_match: Some(FilterChainMatch {
+                    transport_protocol: plain.to_owned(),
+                    ..looks_like_http()
+                }),
+                ..http_chain(&manager(name, by_rds(config), access_log.clone()))
+            });
+            let spelled = chains.iter().map(|chain| {
+                let beside_http = route_config.is_some() && chain.destinations.is_empty();
+                outbound_chain(chain, if beside_http { plain } else { "" }, &access_log)
+            });
+            let filters = [tls.then(tls_inspector), http.is_some().then(http_inspector)];
             Listener {
-                bind_to_port: Some(false),
-                listener_filters: vec![listener_filter(
-                    "envoy.filters.listener.http_inspector",
-                    &HttpInspector::default(),
-                )],
+                bind_to_port: (!opened).then_some(false),
+                listener_filters: filters.into_iter().flatten().collect(),
                 // A client may open a connection long before it has something to ask.
-                listener_filters_timeout: Some(Duration::default()),
-                filter_chains: vec![http],
-                default_filter_chain: Some(tcp_chain(otherwise, access_log)),
+                listener_filters_timeout: (tls || http.is_some()).then(Duration::default),
+                filter_chains: http.into_iter().chain(spelled).collect(),
+                default_filter_chain: Some(split_chain(name, otherwise, *sticky, access_log)),
                 ..common
+            }
+        }
+        Serves::Inbound { captured, ports, otherwise } => {
+            let inbound = Listener {
+                traffic_direction: TrafficDirection::Inbound.into(),
+                default_filter_chain: otherwise
+                    .as_ref()
+                    .map(|cluster| tcp_chain(cluster, access_log.clone())),
+                ..common
+            };
+            let mut chains: Vec<FilterChain> =
+                ports.iter().flat_map(|port| inbound_chains(port, &access_log)).collect();
+            let unknown: Vec<u16> =
+                ports.iter().filter(|p| p.protocol == Protocol::Unknown).map(|p| p.port).collect();
+            let mut filters = Vec::new();
+            if *captured {
+                filters.push(original_dst());
+                // What is meant for the proxy itself would come back for ever.
+                chains.push(FilterChain {
+                    filter_chain_match: Some(to_port(INBOUND_CAPTURE_PORT)),
+                    ..tcp_chain(&Arc::from(model::names::BLACK_HOLE), access_log)
+                });
+            }
+            if !unknown.is_empty() {
+                filters.push(ListenerFilter {
+                    filter_disabled: Some(not_to_ports(&unknown)),
+                    ..http_inspector()
+                });
+            }
+            Listener {
+                listener_filters_timeout: (!unknown.is_empty()).then(Duration::default),
+                listener_filters: filters,
+                filter_chains: chains,
+                ..inbound
             }
         }
     }
 }
 
-fn manager(name: &str, route_config: &str, access_log: Vec<AccessLog>) -> HttpConnectionManager {
+fn original_dst() -> ListenerFilter {
+    listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default())
+}
+
+fn http_inspector() -> ListenerFilter {
+    listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default())
+}
+
+fn tls_inspector() -> ListenerFilter {
+    listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default())
+}
+
+/// Connections to a port.
+fn to_port(port: u16) -> FilterChainMatch {
+    FilterChainMatch { destination_port: Some(u32::from(port)), ..Default::default() }
+}
+
+/// HTTP without TLS.
+fn looks_like_http() -> FilterChainMatch {
+    let application_protocols = HTTP.map(str::to_owned).into();
+    FilterChainMatch { application_protocols, ..Default::default() }
+}
+
+/// Connections to none of these ports.
+fn not_to_ports(ports: &[u16]) -> ListenerFilterChainMatchPredicate {
+    let rule = |rule| ListenerFilterChainMatchPredicate { rule: Some(rule) };
+    let range = |port: &u16| {
+        let start = i32::from(*port);
+        rule(Rule::DestinationPortRange(Int32Range { start, end: start + 1 }))
+    };
+    let any = match ports {
+        [only] => range(only),
+        several => rule(Rule::OrMatch(MatchSet { rules: several.iter().map(range).collect() })),
+    };
+    rule(Rule::NotMatch(Box::new(any)))
+}
+
+/// A chain; one that is not for TLS is for connections by this transport.
+fn outbound_chain(chain: &ir::Chain, plain: &str, access_log: &[AccessLog]) -> FilterChain {
+    let ir::Chain { server_names, destinations, clients, shares, sticky, origins: _ } = chain;
+    let block = |block: &IpNet| CidrRange {
+        address_prefix: block.network().to_string(),
+        prefix_len: Some(u32::from(block.prefix_len())),
+    };
+    let name = server_names.first().or(shares.first().map(|(cluster, _)| cluster));
+    FilterChain {
+        filter_chain_match: Some(FilterChainMatch {
+            prefix_ranges: destinations.iter().map(block).collect(),
+            source_prefix_ranges: clients.iter().map(block).collect(),
+            server_names: server_names.iter().map(ToString::to_string).collect(),
+            transport_protocol: match server_names.is_empty() {
+                true => plain.to_owned(),
+                false => "tls".to_owned(),
+            },
+            ..Default::default()
+        }),
+        ..split_chain(name.map_or("", |name| name), shares, *sticky, access_log.to_vec())
+    }
+}
+
+/// What becomes of connections to a port of a workload.
+fn inbound_chains(port: &ir::InboundPort, access_log: &[AccessLog]) -> Vec<FilterChain> {
+    let ir::InboundPort { port, protocol, cluster, origins: _ } = port;
+    let http = || {
+        http_chain(&HttpConnectionManager {
+            // The proxy of the client has said who it is for.
+            normalize_path: None,
+            ..manager(cluster, by_one_cluster(cluster), access_log.to_vec())
+        })
+    };
+    let tcp = || FilterChain {
+        filter_chain_match: Some(to_port(*port)),
+        ..tcp_chain(cluster, access_log.to_vec())
+    };
+    match protocol {
+        Protocol::Http | Protocol::Http2 => {
+            vec![FilterChain { filter_chain_match: Some(to_port(*port)), ..http() }]
+        }
+        Protocol::Unknown => vec![
+            FilterChain {
+                filter_chain_match: Some(FilterChainMatch {
+                    destination_port: Some(u32::from(*port)),
+                    ..looks_like_http()
+                }),
+                ..http()
+            },
+            tcp(),
+        ],
+        Protocol::Tcp | Protocol::Tls | Protocol::Udp => vec![tcp()],
+    }
+}
+
+/// Routes come by RDS.
+fn by_rds(route_config: &str) -> RouteSpecifier {
+    RouteSpecifier::Rds(Rds {
+        config_source: Some(config_source::ads()),
+        route_config_name: route_config.to_owned(),
+    })
+}
+
+/// Everything goes to a cluster.
+fn by_one_cluster(cluster: &str) -> RouteSpecifier {
+    RouteSpecifier::RouteConfig(RouteConfiguration {
+        name: cluster.to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: cluster.to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![Route {
+                name: "default".to_owned(),
+                r#match: Some(RouteMatch {
+                    path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
+                    ..Default::default()
+                }),
+                action: Some(Action::Route(RouteAction {
+                    cluster_specifier: Some(RouteCluster::Cluster(cluster.to_owned())),
+                    timeout: Some(Duration::default()),
+                    ..Default::default()
+                })),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        validate_clusters: Some(false),
+        ..Default::default()
+    })
+}
+
+fn manager(
+    name: &str,
+    routes: RouteSpecifier,
+    access_log: Vec<AccessLog>,
+) -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: name.to_owned(),
-        route_specifier: Some(RouteSpecifier::Rds(Rds {
-            config_source: Some(config_source::ads()),
-            route_config_name: route_config.to_owned(),
-        })),
+        route_specifier: Some(routes),
         http_filters: vec![HttpFilter {
             name: "envoy.filters.http.router".to_owned(),
             config_type: Some(http_filter::ConfigType::TypedConfig(Any::pack(&Router::default()))),
@@ -127,12 +296,13 @@ fn http_chain(manager: &HttpConnectionManager) -> FilterChain {
 }
 
 fn tcp_chain(cluster: &Arc<str>, access_log: Vec<AccessLog>) -> FilterChain {
-    split_chain(cluster, &[(Arc::clone(cluster), 1)], access_log)
+    split_chain(cluster, &[(Arc::clone(cluster), 1)], false, access_log)
 }
 
 fn split_chain(
     name: &str,
     clusters: &[(Arc<str>, u32)],
+    sticky: bool,
     access_log: Vec<AccessLog>,
 ) -> FilterChain {
     let weighted = |(name, weight): &(Arc<str>, u32)| ClusterWeight {
@@ -149,10 +319,15 @@ fn split_chain(
     let proxy = TcpProxy {
         stat_prefix: name.to_owned(),
         cluster_specifier: Some(specifier),
+        hash_policy: sticky.then(by_client).into_iter().collect(),
         access_log,
         ..Default::default()
     };
     chain("envoy.filters.network.tcp_proxy", &proxy)
+}
+
+fn by_client() -> HashPolicy {
+    HashPolicy { policy_specifier: Some(hash_policy::PolicySpecifier::SourceIp(SourceIp {})) }
 }
 
 fn chain<M: Message + Name>(filter: &str, config: &M) -> FilterChain {

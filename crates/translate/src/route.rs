@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use envoy_api::envoy::config::core::v3::{DataSource, data_source};
+use envoy_api::envoy::config::core::v3::{
+    DataSource, HeaderValue, HeaderValueOption, data_source,
+    header_value_option::HeaderAppendAction,
+};
 use envoy_api::envoy::config::route::v3::{
     DirectResponseAction, RedirectAction, RetryPolicy, Route, RouteAction, RouteConfiguration,
     Vhds, VirtualHost, WeightedCluster,
@@ -14,7 +17,10 @@ use envoy_api::envoy::config::route::v3::{
         RetryBackOff, RetryHostPredicate, RetryPriority, retry_host_predicate, retry_priority,
     },
     route::Action,
-    route_action::{ClusterSpecifier, HostRewriteSpecifier},
+    route_action::{
+        ClusterSpecifier, HashPolicy, HostRewriteSpecifier,
+        hash_policy::{self, PolicySpecifier},
+    },
     weighted_cluster::ClusterWeight,
 };
 use envoy_api::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
@@ -22,7 +28,7 @@ use envoy_api::envoy::extensions::retry::priority::previous_priorities::v3::Prev
 use envoy_api::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use envoy_api::{Any, config_source};
 use model::ir;
-use model::rows::{self, PortRedirect, Rewrite, UriRewrite};
+use model::rows::{self, HashKey, PortRedirect, Rewrite, UriRewrite};
 use prost_types::Duration;
 
 use crate::duration;
@@ -51,12 +57,26 @@ pub(crate) fn route_configuration(config: &ir::RouteConfiguration) -> RouteConfi
 
 /// Spell a virtual host.
 pub(crate) fn virtual_host(host: &ir::VirtualHost) -> VirtualHost {
-    let ir::VirtualHost { route_config: _, name, domains, routes, origins: _ } = host;
+    let ir::VirtualHost { route_config: _, name, domains, routes, pinned, origins: _ } = host;
     VirtualHost {
         name: name.to_string(),
         domains: domains.iter().map(ToString::to_string).collect(),
         routes: routes.iter().map(route).collect(),
         include_request_attempt_count: true,
+        request_headers_to_add: pinned.then(pin).into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+/// The header that names the endpoint whose address the client used.
+fn pin() -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue {
+            key: ir::PINNED.to_owned(),
+            value: "%DOWNSTREAM_LOCAL_ADDRESS%".to_owned(),
+            ..Default::default()
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
         ..Default::default()
     }
 }
@@ -73,8 +93,11 @@ fn route(route: &ir::Route) -> Route {
             }),
             ..Default::default()
         }),
-        ir::Action::Forward { clusters, rewrite, timeout, retries } => {
-            Action::Route(forward(clusters, rewrite, *timeout, retries))
+        ir::Action::Forward { clusters, rewrite, timeout, retries, hash } => {
+            Action::Route(RouteAction {
+                hash_policy: hash.iter().map(hash_policy).collect(),
+                ..forward(clusters, rewrite, *timeout, retries)
+            })
         }
     };
     Route {
@@ -122,6 +145,36 @@ fn forward(
         retry_policy: retry_policy(retries),
         ..Default::default()
     }
+}
+
+fn hash_policy(key: &HashKey) -> HashPolicy {
+    let specifier = match key {
+        HashKey::Header(name) => PolicySpecifier::Header(hash_policy::Header {
+            header_name: name.to_string(),
+            ..Default::default()
+        }),
+        HashKey::Cookie { name, path, ttl, attributes } => {
+            let attribute = |(name, value): &(Arc<str>, Arc<str>)| hash_policy::CookieAttribute {
+                name: name.to_string(),
+                value: value.to_string(),
+            };
+            PolicySpecifier::Cookie(hash_policy::Cookie {
+                name: name.to_string(),
+                path: path.as_ref().map(ToString::to_string).unwrap_or_default(),
+                ttl: ttl.map(duration),
+                attributes: attributes.iter().map(attribute).collect(),
+            })
+        }
+        HashKey::SourceIp => {
+            PolicySpecifier::ConnectionProperties(hash_policy::ConnectionProperties {
+                source_ip: true,
+            })
+        }
+        HashKey::Query(name) => {
+            PolicySpecifier::QueryParameter(hash_policy::QueryParameter { name: name.to_string() })
+        }
+    };
+    HashPolicy { policy_specifier: Some(specifier), ..Default::default() }
 }
 
 fn weighted(cluster: &ir::WeightedCluster) -> ClusterWeight {

@@ -37,6 +37,7 @@ fn set() -> impl Strategy<Value = ir::Endpoints> {
                 port: 8080,
                 draining,
                 locality: place(at),
+                weight: u32::from(at) + 1,
             });
         }
         ir::Endpoints {

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::rows::{
-    Destination, DestinationPolicy, Endpoint, EndpointSlice, Forward, Gateway, GatewayName,
-    HostPattern, HostScope, HttpAction, HttpRule, LbAlgorithm, Protocol, Rewrite, RouteRules,
-    Server, Service, ServicePort, SidecarScope, SlicePort, Subset, TargetPort, TrafficPolicy,
-    Visibility, WeightedDestination, Workload,
+    Destination, DestinationPolicy, EgressListener, Endpoint, EndpointSlice, Forward, Gateway,
+    GatewayName, HostPattern, HostScope, HttpAction, HttpRule, LbAlgorithm, Protocol, Rewrite,
+    RouteRules, Server, Service, ServicePort, SidecarScope, SlicePort, Subset, TargetPort,
+    TrafficPolicy, Visibility, WeightedDestination, Workload,
 };
 use model::{Batch, Capabilities, Change, Engine, Kind, ObjectRef, Proxy, ProxyKey, Row, Update};
 
@@ -75,6 +75,7 @@ fn service(n: u32) -> Change {
         }],
         selector: labels(&[("app", &format!("s{n}"))]),
         export_to: None,
+        ..Service::default()
     };
     one(owner("Service", &namespace(n), &format!("s{n}")), Row::Service(row.into()))
 }
@@ -93,6 +94,7 @@ fn slice(n: u32, part: u32, changed: bool) -> Change {
         workload: Some(format!("s{n}-{i}").into()),
         node: None,
         zone: Some(format!("zone-{}", i % 3).into()),
+        declared: None,
     };
     let row = EndpointSlice {
         namespace: namespace(n).into(),
@@ -113,6 +115,8 @@ fn pod(n: u32, i: u32, version: &str) -> Change {
         service_account: "default".into(),
         named_ports: BTreeMap::new(),
         node: None,
+        ready: true,
+        declared: None,
     };
     one(owner("Pod", &namespace(n), &format!("s{n}-{i}")), Row::Workload(row.into()))
 }
@@ -144,6 +148,7 @@ fn rules(n: u32, weight: u32) -> Change {
                 retries: None,
             }),
         }],
+        tls: vec![],
         tcp: vec![],
     };
     one(owner("VirtualService", &namespace(n), &format!("s{n}")), Row::RouteRules(row.into()))
@@ -178,7 +183,7 @@ fn private(n: u32) -> Change {
         export_to: Some(Visibility::Namespaces([namespace(n).into()].into())),
         field: "spec.trafficPolicy".into(),
         policy: TrafficPolicy {
-            load_balancer: Some(LbAlgorithm::RoundRobin),
+            load_balancer: Some(LbAlgorithm::RoundRobin.into()),
             ..TrafficPolicy::default()
         },
         subsets: vec![],
@@ -198,9 +203,8 @@ fn sidecar(n: u32, i: u32) -> Change {
         namespace: namespace(n).into(),
         created: None,
         selector: labels(&[("app", &format!("w{i}"))]),
-        egress: Some(hosts.collect()),
-        excluded: vec![],
-        outbound: None,
+        egress: Some(vec![EgressListener { hosts: hosts.collect(), ..EgressListener::default() }]),
+        ..SidecarScope::default()
     };
     one(owner("Sidecar", &namespace(n), &format!("w{i}")), Row::SidecarScope(row.into()))
 }

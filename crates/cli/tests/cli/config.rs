@@ -167,7 +167,7 @@ fn given_a_sidecar_then_chains_and_tcp_are_shown_and_filters_hold() {
     let address = controller(&[SIDECAR]);
     let listeners = rows(&config(&address, &["web-1", "l"]));
     for row in [
-        "0.0.0.0 80 Trans: raw_buffer; App: http/1.0,http/1.1,h2c Route: 80",
+        "0.0.0.0 80 App: http/1.0,http/1.1,h2c Route: 80",
         "0.0.0.0 80 ALL Cluster: PassthroughCluster",
         "10.0.0.1 3306 ALL Cluster: outbound|3306||shop.edge.svc.cluster.local",
         "0.0.0.0 15001 ALL Cluster: PassthroughCluster",
@@ -175,8 +175,8 @@ fn given_a_sidecar_then_chains_and_tcp_are_shown_and_filters_hold() {
         assert!(listeners.iter().any(|l| l.starts_with(row)), "{row} is not in {listeners:#?}");
     }
     let of = |args: &[&str]| rows(&config(&address, args)).len() - 1;
-    assert_eq!(of(&["web-1", "l", "--port", "3306"]), 1);
-    assert_eq!(of(&["web-1", "l", "--fqdn", "shop.edge"]), 3, "HTTP by its routes, and TCP");
+    assert_eq!(of(&["web-1", "l", "--port", "3306"]), 2, "out, and in");
+    assert_eq!(of(&["web-1", "l", "--fqdn", "shop.edge"]), 4, "HTTP by its routes, TCP, and in");
     assert_eq!(of(&["web-1", "l", "--name", "virtualOutbound"]), 1);
     assert_eq!(of(&["web-1", "c", "--fqdn", "shop", "--port", "80"]), 1);
     assert_eq!(of(&["web-1", "c", "--fqdn", "sho"]), 0, "no half words");

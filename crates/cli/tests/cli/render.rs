@@ -118,12 +118,14 @@ fn given_the_same_files_then_the_output_is_the_same_bytes() {
 }
 
 #[test]
-fn given_a_sidecar_then_it_is_said_what_is_not_configured_yet() {
+fn given_a_sidecar_then_its_interception_mode_decides_what_it_opens() {
     let folder = Folder::with("mesh.yaml", MESH);
     let node = "sidecar~10.0.0.9~web-1.edge~edge.svc.cluster.local";
-    let ran = folder.run(&["render", "-f", ".", "--node", node]);
-    ran.says(0, &["what leaves a sidecar, not yet what comes in"]);
-    assert!(ran.dump().to_string().contains("virtualOutbound"));
+    let captured = folder.run(&["render", "-f", ".", "--node", node]).dump().to_string();
+    assert!(captured.contains("virtualOutbound") && captured.contains("virtualInbound"));
+    let args = ["render", "-f", ".", "--node", node, "--interception-mode", "NONE"];
+    let alone = folder.run(&args).dump().to_string();
+    assert!(alone.contains("127.0.0.1_80") && !alone.contains("virtualOutbound"), "{alone}");
 }
 
 #[test]

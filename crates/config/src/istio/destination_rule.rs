@@ -8,17 +8,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::rows::{
-    ConnectionPool, DestinationPolicy, Http2KeepAlive, HttpPool, LbAlgorithm, OutlierDetection,
-    Subset, TcpKeepAlive, TcpPool, TrafficPolicy, UpgradePolicy,
+    DestinationPolicy, HashKey, LbAlgorithm, LoadBalancer as LoadBalancerRow, OutlierDetection,
+    Subset, TrafficPolicy,
 };
-use model::{Change, Problem, Reason, Row};
+use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
-use super::{decode, later, nothing};
+use super::connection_pool::{CONNECTION_POOL, Pool};
+use super::{decode, later, nothing, time};
 use crate::export_to::{EXPORT_TO, visibility};
 use crate::kind::Kind;
 use crate::object::RawObject;
-use crate::schema::{OnBad, Type, field, not_yet, parse_time};
+use crate::schema::{OnBad, Type, field, not_yet};
 use crate::text::{self, full_host};
 
 /// The kind.
@@ -40,48 +41,44 @@ const LOAD_BALANCER: Type = Type::Object(&[
             "LEAST_REQUEST",
         ]),
     ),
-    not_yet("consistentHash"),
+    field(
+        "consistentHash",
+        Type::Strict(&[
+            field("httpHeaderName", Type::Checked(text::header_name)).or_parent(),
+            field(
+                "httpCookie",
+                Type::Strict(&[
+                    field("name", Type::Checked(text::header_name)).required(),
+                    field("path", Type::Checked(text::no_control)).or_parent(),
+                    field("ttl", Type::Time(0)).or_parent(),
+                    field(
+                        "attributes",
+                        Type::List(
+                            &Type::Strict(&[
+                                field("name", Type::Checked(text::header_name)).required(),
+                                field("value", Type::Checked(text::no_control)).or_parent(),
+                            ]),
+                            OnBad::Parent,
+                        ),
+                    )
+                    .or_parent(),
+                ]),
+            )
+            .or_parent(),
+            field("useSourceIp", Type::Bool).or_parent(),
+            field("httpQueryParameterName", Type::Checked(text::not_empty)).or_parent(),
+            field(
+                "ringHash",
+                Type::Object(&[field("minimumRingSize", Type::Integer(0, 8_388_608))]),
+            ),
+            field("maglev", Type::Object(&[field("tableSize", Type::Integer(0, 5_000_011))])),
+            field("minimumRingSize", Type::Integer(0, 8_388_608)),
+        ]),
+    ),
     not_yet("localityLbSetting").of(later::LOCALITY),
     not_yet("zoneAwareLbSetting").of(later::ZONES),
     not_yet("warmupDurationSecs").of(later::WARMUP_TIME),
     not_yet("warmup").of(later::WARMUP),
-]);
-
-const CONNECTION_POOL: Type = Type::Object(&[
-    field(
-        "tcp",
-        Type::Object(&[
-            field("maxConnections", INT32),
-            field("connectTimeout", Type::Time(1)),
-            field(
-                "tcpKeepalive",
-                Type::Object(&[
-                    field("probes", COUNT),
-                    field("time", Type::Time(1000)),
-                    field("interval", Type::Time(1000)),
-                ]),
-            ),
-            field("maxConnectionDuration", Type::Time(1)),
-            field("idleTimeout", Type::Time(0)),
-        ]),
-    ),
-    field(
-        "http",
-        Type::Object(&[
-            field("http1MaxPendingRequests", INT32),
-            field("http2MaxRequests", INT32),
-            field("maxRequestsPerConnection", INT32),
-            field("maxRetries", INT32),
-            field("idleTimeout", Type::Time(0)),
-            field("h2UpgradePolicy", Type::Enum(&["DEFAULT", "DO_NOT_UPGRADE", "UPGRADE"])),
-            field("useClientProtocol", Type::Bool),
-            field("maxConcurrentStreams", Type::Integer(0, i32::MAX as i64)),
-            field(
-                "http2KeepAlive",
-                Type::Object(&[field("interval", Type::Time(1)), field("timeout", Type::Time(1))]),
-            ),
-        ]),
-    ),
 ]);
 
 const OUTLIER_DETECTION: Type = Type::Object(&[
@@ -97,12 +94,22 @@ const OUTLIER_DETECTION: Type = Type::Object(&[
     field("outlierDetectionHttpErrorCodes", Type::List(&Type::Integer(100, 599), OnBad::Field)),
 ]);
 
+/// What holds for one port instead of everything else in the policy.
+const OF_PORT: Type = Type::Object(&[
+    // Without its port it would be for none.
+    field("port", Type::Strict(&[field("number", Type::Integer(1, 65_535)).required()])).required(),
+    field("loadBalancer", LOAD_BALANCER),
+    field("connectionPool", CONNECTION_POOL),
+    field("outlierDetection", OUTLIER_DETECTION),
+    not_yet("tls"),
+]);
+
 const TRAFFIC_POLICY: Type = Type::Object(&[
     field("loadBalancer", LOAD_BALANCER),
     field("connectionPool", CONNECTION_POOL),
     field("outlierDetection", OUTLIER_DETECTION),
     not_yet("tls").of(later::CLIENT_TLS),
-    not_yet("portLevelSettings"),
+    field("portLevelSettings", Type::List(&OF_PORT, OnBad::Field)),
     not_yet("tunnel").of(later::TUNNEL),
     not_yet("proxyProtocol").of(later::PROXY_PROTOCOL),
     not_yet("retryBudget").of(later::RETRY_BUDGET),
@@ -162,58 +169,74 @@ struct Policy {
     load_balancer: Option<LoadBalancer>,
     connection_pool: Option<Pool>,
     outlier_detection: Option<Outlier>,
+    port_level_settings: Vec<Option<OfPort>>,
+}
+
+#[derive(Deserialize)]
+struct OfPort {
+    port: PortNumber,
+    #[serde(flatten)]
+    policy: PortPolicy,
+}
+
+#[derive(Deserialize)]
+struct PortNumber {
+    number: u16,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
+struct PortPolicy {
+    load_balancer: Option<LoadBalancer>,
+    connection_pool: Option<Pool>,
+    outlier_detection: Option<Outlier>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
 struct LoadBalancer {
     simple: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Pool {
-    tcp: Option<Tcp>,
-    http: Option<Http>,
+    consistent_hash: Option<ConsistentHash>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct Tcp {
-    max_connections: Option<u32>,
-    connect_timeout: Option<String>,
-    tcp_keepalive: Option<KeepAlive>,
-    max_connection_duration: Option<String>,
-    idle_timeout: Option<String>,
+struct ConsistentHash {
+    http_header_name: Option<Arc<str>>,
+    http_cookie: Option<Cookie>,
+    use_source_ip: bool,
+    http_query_parameter_name: Option<Arc<str>>,
+    ring_hash: Option<RingHash>,
+    maglev: Option<Maglev>,
+    minimum_ring_size: Option<u32>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct KeepAlive {
-    probes: Option<u32>,
-    time: Option<String>,
-    interval: Option<String>,
+#[derive(Deserialize)]
+struct Cookie {
+    name: Arc<str>,
+    path: Option<Arc<str>>,
+    ttl: Option<String>,
+    #[serde(default)]
+    attributes: Vec<Attribute>,
+}
+
+#[derive(Deserialize)]
+struct Attribute {
+    name: Arc<str>,
+    #[serde(default)]
+    value: Arc<str>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct Http {
-    http1_max_pending_requests: Option<u32>,
-    http2_max_requests: Option<u32>,
-    max_requests_per_connection: Option<u32>,
-    max_retries: Option<u32>,
-    idle_timeout: Option<String>,
-    h2_upgrade_policy: Option<String>,
-    use_client_protocol: bool,
-    max_concurrent_streams: Option<u32>,
-    http2_keep_alive: Option<Ping>,
+struct RingHash {
+    minimum_ring_size: Option<u32>,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default)]
-struct Ping {
-    interval: Option<String>,
-    timeout: Option<String>,
+#[serde(rename_all = "camelCase", default)]
+struct Maglev {
+    table_size: Option<u32>,
 }
 
 #[derive(Deserialize, Default)]
@@ -245,22 +268,23 @@ impl Kind for DestinationRule {
             return (nothing(raw), problems);
         };
         let Spec { host, traffic_policy, subsets, export_to } = spec;
+        let owner = Arc::clone(&raw.owner);
+        let mut lowering = Lowering { owner: &owner, problems: &mut problems };
         let mut lowered: Vec<Subset> = Vec::new();
         for (index, subset) in subsets.into_iter().enumerate() {
             let Some(NamedSubset { name, labels, traffic_policy }) = subset else { continue };
             let field = format!("spec.subsets[{index}]");
             if lowered.iter().any(|s| *s.name == *name) {
                 let message = format!("subset {name} is defined above already; remove one of them");
-                let problem =
-                    Problem::error(&raw.owner, format!("{field}.name"), Reason::Duplicate, message);
-                problems.push(problem);
+                lowering.error(format!("{field}.name"), Reason::Duplicate, message);
                 continue;
             }
+            let path = format!("{field}.trafficPolicy");
             lowered.push(Subset {
                 field: Arc::from(field),
                 name: Arc::from(name),
                 labels: labels.into_iter().map(|(k, v)| (Arc::from(k), Arc::from(v))).collect(),
-                policy: traffic_policy.unwrap_or_default().lower(),
+                policy: traffic_policy.unwrap_or_default().lower(&path, &mut lowering),
             });
         }
         let row = DestinationPolicy {
@@ -270,7 +294,7 @@ impl Kind for DestinationRule {
             export_to: visibility(export_to.iter().map(String::as_str))
                 .map(|v| v.of(&raw.owner.namespace)),
             field: Arc::from("spec.trafficPolicy"),
-            policy: traffic_policy.unwrap_or_default().lower(),
+            policy: traffic_policy.unwrap_or_default().lower("spec.trafficPolicy", &mut lowering),
             subsets: lowered,
         };
         (Change { owner: raw.owner, rows: vec![Row::DestinationPolicy(row.into())] }, problems)
@@ -280,99 +304,133 @@ impl Kind for DestinationRule {
 // === impl Policy ===
 
 impl Policy {
-    fn lower(self) -> TrafficPolicy {
+    fn lower(self, path: &str, lowering: &mut Lowering<'_>) -> TrafficPolicy {
+        let Self { load_balancer, connection_pool, outlier_detection, port_level_settings } = self;
+        let of_all = PortPolicy { load_balancer, connection_pool, outlier_detection };
+        let mut policy = of_all.lower(path, lowering);
+        for (index, setting) in port_level_settings.into_iter().enumerate() {
+            let Some(OfPort { port: PortNumber { number }, policy: own }) = setting else {
+                continue;
+            };
+            let path = format!("{path}.portLevelSettings[{index}]");
+            if policy.ports.contains_key(&number) {
+                let message = format!("port {number} is set above; this one is not used");
+                lowering.error(format!("{path}.port.number"), Reason::Duplicate, message);
+                continue;
+            }
+            let own = own.lower(&path, lowering);
+            policy.ports.insert(number, own);
+        }
+        policy
+    }
+}
+
+impl PortPolicy {
+    fn lower(self, path: &str, lowering: &mut Lowering<'_>) -> TrafficPolicy {
         let Self { load_balancer, connection_pool, outlier_detection } = self;
+        let path = format!("{path}.loadBalancer");
         TrafficPolicy {
-            load_balancer: load_balancer.and_then(LoadBalancer::lower),
+            load_balancer: load_balancer.and_then(|lb| lb.lower(&path, lowering)),
             connection_pool: connection_pool.map(Pool::lower),
             outlier_detection: outlier_detection.map(Outlier::lower),
+            ports: BTreeMap::new(),
         }
     }
 }
 
 impl LoadBalancer {
-    fn lower(self) -> Option<LbAlgorithm> {
-        match self.simple.as_deref()? {
-            "ROUND_ROBIN" => Some(LbAlgorithm::RoundRobin),
-            "RANDOM" => Some(LbAlgorithm::Random),
-            "PASSTHROUGH" => Some(LbAlgorithm::Passthrough),
-            "LEAST_REQUEST" | "LEAST_CONN" => Some(LbAlgorithm::LeastRequest),
-            _ => None,
+    fn lower(self, path: &str, lowering: &mut Lowering<'_>) -> Option<LoadBalancerRow> {
+        if let Some(hash) = self.consistent_hash {
+            if self.simple.is_some() {
+                let message = "has no effect beside `consistentHash`; keep one of the two";
+                lowering.error(format!("{path}.simple"), Reason::WrongType, message.to_owned());
+            }
+            return hash.lower(&format!("{path}.consistentHash"), lowering);
         }
+        let algorithm = match self.simple.as_deref()? {
+            "ROUND_ROBIN" => LbAlgorithm::RoundRobin,
+            "RANDOM" => LbAlgorithm::Random,
+            "PASSTHROUGH" => LbAlgorithm::Passthrough,
+            "LEAST_REQUEST" | "LEAST_CONN" => LbAlgorithm::LeastRequest,
+            _ => return None,
+        };
+        Some(algorithm.into())
     }
 }
 
-fn time(text: Option<String>) -> Option<std::time::Duration> {
-    text.as_deref().and_then(parse_time)
-}
-
-impl Pool {
-    fn lower(self) -> ConnectionPool {
-        let Self { tcp, http } = self;
-        ConnectionPool {
-            tcp: tcp.unwrap_or_default().lower(),
-            http: http.unwrap_or_default().lower(),
-        }
-    }
-}
-
-/// What 0 means in the API: not set.
-fn positive(count: Option<u32>) -> Option<u32> {
-    count.filter(|n| *n > 0)
-}
-
-impl Tcp {
-    fn lower(self) -> TcpPool {
+impl ConsistentHash {
+    fn lower(self, path: &str, lowering: &mut Lowering<'_>) -> Option<LoadBalancerRow> {
+        // As the API has it.
+        const RING: u32 = 1024;
+        const TABLE: u32 = 65_537;
         let Self {
-            max_connections,
-            connect_timeout,
-            tcp_keepalive,
-            max_connection_duration,
-            idle_timeout,
+            http_header_name,
+            http_cookie,
+            use_source_ip,
+            http_query_parameter_name,
+            ring_hash,
+            maglev,
+            minimum_ring_size,
         } = self;
-        TcpPool {
-            max_connections: positive(max_connections),
-            connect_timeout: time(connect_timeout),
-            keep_alive: tcp_keepalive.map(|KeepAlive { probes, time: first, interval }| {
-                TcpKeepAlive { probes, time: time(first), interval: time(interval) }
-            }),
-            max_connection_duration: time(max_connection_duration),
-            idle_timeout: time(idle_timeout),
-        }
+        let cookie = http_cookie.map(|Cookie { name, path, ttl, attributes }| HashKey::Cookie {
+            name,
+            path,
+            ttl: time(ttl),
+            attributes: attributes.into_iter().map(|a| (a.name, a.value)).collect(),
+        });
+        let keys = [
+            http_header_name.map(HashKey::Header),
+            cookie,
+            use_source_ip.then_some(HashKey::SourceIp),
+            http_query_parameter_name.map(HashKey::Query),
+        ];
+        let mut keys = keys.into_iter().flatten();
+        let (Some(hash), None) = (keys.next(), keys.next()) else {
+            let message = "must hold exactly one of httpHeaderName, httpCookie, useSourceIp, \
+                           httpQueryParameterName";
+            lowering.error(path.to_owned(), Reason::WrongType, message.to_owned());
+            return None;
+        };
+        let least = ring_hash.as_ref().and_then(|r| r.minimum_ring_size).or(minimum_ring_size);
+        let algorithm = match maglev {
+            Some(_) if ring_hash.is_some() => {
+                let message = "must not hold both `ringHash` and `maglev`; keep one of the two";
+                lowering.error(path.to_owned(), Reason::WrongType, message.to_owned());
+                return None;
+            }
+            Some(Maglev { table_size }) => {
+                let size = table_size.filter(|size| *size > 0).unwrap_or(TABLE);
+                if !is_prime(size) {
+                    let message = format!("must be a prime, but is {size}; {TABLE} is the default");
+                    lowering.error(format!("{path}.maglev.tableSize"), Reason::OutOfRange, message);
+                    return None;
+                }
+                LbAlgorithm::Maglev { size }
+            }
+            None => LbAlgorithm::RingHash { least: least.filter(|n| *n > 0).unwrap_or(RING) },
+        };
+        Some(LoadBalancerRow { algorithm, hash: Some(hash) })
     }
 }
 
-impl Http {
-    fn lower(self) -> HttpPool {
-        let Self {
-            http1_max_pending_requests,
-            http2_max_requests,
-            max_requests_per_connection,
-            max_retries,
-            idle_timeout,
-            h2_upgrade_policy,
-            use_client_protocol,
-            max_concurrent_streams,
-            http2_keep_alive,
-        } = self;
-        HttpPool {
-            max_pending_requests: positive(http1_max_pending_requests),
-            max_requests: positive(http2_max_requests),
-            max_requests_per_connection: positive(max_requests_per_connection),
-            max_retries: positive(max_retries),
-            idle_timeout: time(idle_timeout),
-            upgrade: match h2_upgrade_policy.as_deref() {
-                Some("UPGRADE") => Some(UpgradePolicy::Upgrade),
-                Some("DO_NOT_UPGRADE") => Some(UpgradePolicy::DoNotUpgrade),
-                _ => None,
-            },
-            use_client_protocol,
-            max_concurrent_streams: positive(max_concurrent_streams),
-            http2_keep_alive: http2_keep_alive.and_then(|Ping { interval, timeout }| {
-                let interval = time(interval)?;
-                Some(Http2KeepAlive { interval, timeout: time(timeout).unwrap_or(interval) })
-            }),
-        }
+fn is_prime(number: u32) -> bool {
+    let divides = |d: &u32| number.is_multiple_of(*d);
+    number > 1
+        && !(2..number)
+            .take_while(|d| u64::from(*d) * u64::from(*d) <= u64::from(number))
+            .any(|d| divides(&d))
+}
+
+struct Lowering<'a> {
+    owner: &'a Arc<ObjectRef>,
+    problems: &'a mut Vec<Problem>,
+}
+
+// === impl Lowering ===
+
+impl Lowering<'_> {
+    fn error(&mut self, field: String, reason: Reason, message: String) {
+        self.problems.push(Problem::error(self.owner, field, reason, message));
     }
 }
 

@@ -3,19 +3,22 @@
 //! **Invariant:** each file is one kind: its schema with every field of the API, its decoded form,
 //! its lowering.
 
+mod connection_pool;
 pub(crate) mod destination_rule;
 pub(crate) mod gateway;
 mod later;
 pub(crate) mod mesh_config;
 mod retries;
+pub(crate) mod service_entry;
 pub(crate) mod sidecar;
 pub(crate) mod virtual_service;
+pub(crate) mod workload_entry;
 
 use model::{Change, Problem, Reason};
 use serde::de::DeserializeOwned;
 
 use crate::object::RawObject;
-use crate::schema::{Type, check};
+use crate::schema::{Type, check, parse_time};
 
 /// Check the `spec` of an object and decode what is left of it.
 fn decode<T: DeserializeOwned>(
@@ -43,4 +46,9 @@ fn decode<T: DeserializeOwned>(
 /// An object that gives nothing.
 fn nothing(raw: RawObject) -> Change {
     Change { owner: raw.owner, rows: Vec::new() }
+}
+
+/// A time that the schema has checked.
+fn time(text: Option<String>) -> Option<std::time::Duration> {
+    text.as_deref().and_then(parse_time)
 }

@@ -132,6 +132,7 @@ impl Endpoint {
             workload: target_ref.filter(|t| t.kind == "Pod" && !t.name.is_empty()).map(|t| t.name),
             node: node_name,
             zone,
+            declared: None,
         })
     }
 }

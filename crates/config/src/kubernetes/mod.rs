@@ -4,6 +4,7 @@
 //! validated is not validated again. A field that cannot be read is a problem of its object.
 
 pub(crate) mod endpoint_slice;
+pub(crate) mod endpoints;
 pub(crate) mod namespace;
 pub(crate) mod node;
 pub(crate) mod pod;

@@ -57,6 +57,15 @@ struct Status {
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pod_ips: Vec<PodIp>,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Deserialize)]
+struct Condition {
+    #[serde(default)]
+    r#type: String,
+    #[serde(default)]
+    status: String,
 }
 
 #[derive(Deserialize)]
@@ -73,7 +82,7 @@ impl Kind for Pod {
             return (Change { owner: raw.owner, rows: Vec::new() }, problems);
         };
         let Spec { service_account_name, node_name, containers } = spec;
-        let Status { phase, pod_ip, pod_ips } = status;
+        let Status { phase, pod_ip, pod_ips, conditions } = status;
         if phase == "Succeeded" || phase == "Failed" {
             return (Change { owner: raw.owner, rows: Vec::new() }, problems);
         }
@@ -105,6 +114,9 @@ impl Kind for Pod {
             service_account: service_account_name.unwrap_or_else(|| Arc::from("default")),
             named_ports,
             node: node_name,
+            // In files nobody writes conditions.
+            ready: !conditions.iter().any(|c| c.r#type == "Ready" && c.status != "True"),
+            declared: None,
         };
         (Change { owner: raw.owner, rows: vec![Row::Workload(row.into())] }, problems)
     }

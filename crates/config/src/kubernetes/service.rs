@@ -1,6 +1,7 @@
 //! Service.
 //!
-//! In: the object. Out: one `Service` row.
+//! In: the object. Out: one `Service` row; of one that is but a name, the endpoint that DNS has for
+//! the name that it stands for.
 //!
 //! **Invariant:** what is spoken on a port comes from `appProtocol`, else from the beginning of
 //! the port's name, else it is unknown; an annotation that cannot be read never widens who sees it.
@@ -9,7 +10,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use model::rows::{DefaultVisibility, Protocol, Service as ServiceRow, ServicePort, TargetPort};
+use model::rows::{
+    Declared, DefaultVisibility, Endpoint, EndpointSlice, Locality, Protocol, Resolution, Selects,
+    Service as ServiceRow, ServicePort, SlicePort, TargetPort,
+};
 use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
@@ -18,7 +22,7 @@ use crate::export_to::{check, visibility};
 use crate::kind::Kind;
 use crate::object::RawObject;
 use crate::schema::describe;
-use crate::text::full_host;
+use crate::text::{dns_name, full_host};
 use crate::yaml::Value;
 
 /// The kind.
@@ -35,6 +39,8 @@ struct Object {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
+    r#type: String,
+    external_name: String,
     #[serde(rename = "clusterIP")]
     cluster_ip: Option<String>,
     #[serde(rename = "clusterIPs")]
@@ -69,7 +75,18 @@ impl Kind for Service {
         let Some(Object { spec }) = decode(&raw, &mut problems) else {
             return (Change { owner: raw.owner, rows: Vec::new() }, problems);
         };
-        let Spec { cluster_ip, cluster_ips, selector, ports } = spec;
+        let Spec { r#type, external_name, cluster_ip, cluster_ips, selector, ports } = spec;
+        let headless = cluster_ip.iter().chain(&cluster_ips).any(|ip| ip == "None");
+        let mut alias_of = None;
+        if r#type == "ExternalName" {
+            if let Err(why) = dns_name(external_name.trim_end_matches('.')) {
+                let field = "spec.externalName";
+                problems.push(Problem::error(&raw.owner, field, Reason::WrongType, why));
+                return (Change { owner: raw.owner, rows: Vec::new() }, problems);
+            }
+            let name = external_name.trim_end_matches('.').to_ascii_lowercase();
+            alias_of = Some(Arc::<str>::from(name));
+        }
         let mut lowered: Vec<ServicePort> = Vec::new();
         for (index, port) in ports.into_iter().enumerate() {
             let port = port.lower();
@@ -96,12 +113,42 @@ impl Kind for Service {
             host: full_host(&raw.owner.name, &raw.owner.namespace),
             namespace: Arc::clone(&raw.owner.namespace),
             name: Arc::clone(&raw.owner.name),
+            created: None,
             addresses: addresses(&raw, cluster_ip, cluster_ips, &mut problems),
+            subnets: Vec::new(),
+            headless,
+            resolution: if alias_of.is_some() { Resolution::Dns } else { Resolution::Endpoints },
+            alias_of: alias_of.clone(),
             ports: lowered,
             selector,
+            selects: Selects::Registered,
             export_to: export_to(&raw, &mut problems).map(|v| v.of(&raw.owner.namespace)),
         };
-        (Change { owner: raw.owner, rows: vec![Row::Service(row.into())] }, problems)
+        let named = alias_of.map(|name| Row::EndpointSlice(named_endpoint(&row, name).into()));
+        let rows = [Row::Service(row.into())].into_iter().chain(named).collect();
+        (Change { owner: raw.owner, rows }, problems)
+    }
+}
+
+/// The endpoint of a service that is but a name for another.
+fn named_endpoint(service: &ServiceRow, name: Arc<str>) -> EndpointSlice {
+    let declared = Declared {
+        dns_name: Some(name),
+        labels: BTreeMap::new(),
+        locality: Locality::default(),
+        weight: 1,
+    };
+    // Nobody translates ports on the way there.
+    let port = |p: &ServicePort| SlicePort { name: Arc::clone(&p.name), number: p.number };
+    EndpointSlice {
+        namespace: Arc::clone(&service.namespace),
+        service: Arc::clone(&service.name),
+        ports: service.ports.iter().map(port).collect(),
+        endpoints: vec![Endpoint {
+            ready: true,
+            declared: Some(declared.into()),
+            ..Endpoint::default()
+        }],
     }
 }
 

@@ -87,7 +87,7 @@ fn given_what_is_none_of_our_business_then_nothing_is_said() {
 #[test]
 fn given_a_kind_that_would_have_an_effect_elsewhere_then_it_is_named() {
     for (group, kind) in [
-        ("networking.istio.io", "ServiceEntry"),
+        ("networking.istio.io", "WorkloadGroup"),
         ("security.istio.io", "AuthorizationPolicy"),
         ("gateway.networking.k8s.io", "HTTPRoute"),
     ] {

@@ -17,10 +17,19 @@ enum Step {
 }
 
 /// Texts of which every check accepts at least one.
-const TEXTS: [&str; 6] = ["a", "a.com", "10.0.0.1", "5xx", "/a", "5s"];
+const TEXTS: [&str; 8] = ["a", "a.com", "10.0.0.1", "5xx", "/a", "5s", "127.0.0.1:80", "HTTP"];
 
 /// Fields that say nothing without another.
-const COMPANIONS: [(&str, &str); 9] = [
+const COMPANIONS: [(&str, &str); 18] = [
+    ("endpoints", "ports"),
+    ("ports", "address"),
+    ("labels", "address"),
+    ("locality", "address"),
+    ("endpoints", "resolution"),
+    ("workloadSelector", "resolution"),
+    ("maglev", "httpHeaderName"),
+    ("ringHash", "httpHeaderName"),
+    ("minimumRingSize", "httpHeaderName"),
     ("name", "route"),
     ("match", "route"),
     ("rewrite", "route"),
@@ -80,7 +89,12 @@ fn along(ty: &Type, steps: &[Step], last: &Value) -> Value {
 }
 
 fn of(field: &Field) -> Value {
-    if field.name == "protocol" { text("HTTP") } else { smallest(&field.ty) }
+    match field.name {
+        "protocol" => text("HTTP"),
+        // One that no other field has, whose default it may be.
+        "number" => Value::Integer(80),
+        _ => smallest(&field.ty),
+    }
 }
 
 fn smallest(ty: &Type) -> Value {
@@ -88,7 +102,7 @@ fn smallest(ty: &Type) -> Value {
         Type::Bool => Value::Bool(true),
         Type::Text | Type::Any => text("a"),
         Type::Checked(check) => accepted(*check),
-        Type::Integer(low, high) => Value::Integer((*high).min(308).max(*low)),
+        Type::Integer(low, high) => Value::Integer((*high).min(307).max(*low)),
         Type::Number(low, _) => Value::Number(*low),
         Type::IntegerOrText => Value::Integer(1),
         Type::Time(_) => text("5s"),

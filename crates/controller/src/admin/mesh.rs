@@ -63,10 +63,12 @@ pub(super) fn scopez(admin: &Admin, proxy: &str) -> Option<Value> {
                 add("gateways", json!(gateways.iter().map(|g| g.to_string()).collect::<Vec<_>>()));
                 add("ports", json!(ports));
             }
-            AboutRole::Sidecar { sidecar, labels } => {
+            AboutRole::Sidecar { sidecar, labels, captures, inbound } => {
                 add("role", json!("sidecar"));
                 add("sidecar", json!(sidecar.as_ref().map(ToString::to_string)));
                 add("labelsThatRulesAskFor", json!(labels));
+                add("captures", json!(captures));
+                add("inboundPorts", json!(inbound));
             }
         }
     }

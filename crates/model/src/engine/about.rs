@@ -39,6 +39,10 @@ pub enum AboutRole {
         sidecar: Option<Arc<ObjectRef>>,
         /// Labels that they carry and that conditions of rules ask for.
         labels: Vec<BTreeMap<Arc<str>, Arc<str>>>,
+        /// Whether connections of the workloads are captured.
+        captures: bool,
+        /// Ports on which the workloads take connections.
+        inbound: Vec<u16>,
     },
 }
 
@@ -55,9 +59,11 @@ impl Engine {
                 gateways: gateways.iter().map(object).collect(),
                 ports: ports.clone(),
             },
-            GroupRole::Sidecar { viewer } => AboutRole::Sidecar {
+            GroupRole::Sidecar { viewer, inbound } => AboutRole::Sidecar {
                 sidecar: viewer.scope.as_ref().map(object),
                 labels: viewer.labels.iter().cloned().collect(),
+                captures: viewer.captures,
+                inbound: inbound.iter().map(|port| port.port).collect(),
             },
         };
         let namespace = Arc::clone(namespace);

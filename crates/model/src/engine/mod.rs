@@ -418,7 +418,7 @@ impl Engine {
         let own = self.groups.get(group).map(|members| Arc::clone(&members.rows));
         let mut rows = own.as_deref().cloned().unwrap_or_default();
         if group.shares()
-            && let GroupRole::Sidecar { viewer } = &group.role
+            && let GroupRole::Sidecar { viewer, .. } = &group.role
         {
             let all = SidecarRows(viewer.clone());
             rows.extend(self.graph.want(&self.snapshot, &all).iter().cloned());

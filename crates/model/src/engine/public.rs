@@ -58,7 +58,7 @@ enum Shown {
 
 /// The query for what every sidecar has.
 fn base() -> BaseView {
-    BaseView(Viewer { client: Client::Anyone, scope: None, labels: BTreeSet::new() })
+    BaseView(Viewer::sharing(Client::Anyone))
 }
 
 // === impl Public ===

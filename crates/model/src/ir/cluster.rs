@@ -9,10 +9,23 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::object::Origins;
-use crate::rows::{LbAlgorithm, Locality, OutlierDetection, TcpPool};
+use crate::rows::{ConnectionPool, LbAlgorithm, Locality, OutlierDetection};
+
+/// An endpoint that is looked up in DNS.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedEndpoint {
+    /// Its name, or an address.
+    pub host: Arc<str>,
+    /// Port.
+    pub port: u16,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Share of requests relative to others; at least 1.
+    pub weight: u32,
+}
 
 /// Where the endpoints of a cluster come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClusterEndpoints {
     /// By EDS, under the name of the cluster.
     Discovered,
@@ -20,6 +33,19 @@ pub enum ClusterEndpoints {
     None,
     /// Whatever address the connection was meant for.
     Original,
+    /// The workload beside the proxy, by the address that the connection was meant for.
+    Local {
+        /// Port in place of the one that it was meant for.
+        port: Option<u16>,
+    },
+    /// All addresses that DNS has for these names.
+    Named(Vec<NamedEndpoint>),
+    /// The address that DNS has for a name when a connection is opened.
+    NamedOnce(NamedEndpoint),
+    /// This address of the workload's own machine.
+    Address(IpAddr, u16),
+    /// This Unix domain socket.
+    Socket(Arc<str>),
 }
 
 /// The HTTP version spoken to a cluster.
@@ -44,29 +70,20 @@ pub struct Cluster {
     pub http_version: HttpVersion,
     /// Load balancing.
     pub load_balancer: LbAlgorithm,
+    /// Whether a request may name the endpoint that it is for, in the header `PINNED`.
+    pub pinned: bool,
     /// Time to open a connection.
     pub connect_timeout: Duration,
-    /// TCP limits; `connect_timeout` in it has been applied above.
-    pub tcp: TcpPool,
-    /// Requests waiting for a connection.
-    pub max_pending_requests: Option<u32>,
-    /// Requests in flight.
-    pub max_requests: Option<u32>,
-    /// Requests on one connection.
-    pub max_requests_per_connection: Option<u32>,
-    /// Retries in flight.
-    pub max_retries: Option<u32>,
-    /// Time without requests that closes a connection.
-    pub idle_timeout: Option<Duration>,
-    /// Streams on one HTTP/2 connection.
-    pub max_concurrent_streams: Option<u32>,
-    /// PINGs on HTTP/2 connections.
-    pub http2_keep_alive: Option<crate::rows::Http2KeepAlive>,
+    /// Limits; what decides `connect_timeout` and `http_version` has been applied and is not here.
+    pub pool: ConnectionPool,
     /// Setting endpoints aside.
     pub outlier_detection: Option<OutlierDetection>,
     /// Service, subset and policies behind it.
     pub origins: Origins,
 }
+
+/// Header that names the endpoint a request is for, to clusters that are `pinned`.
+pub const PINNED: &str = "x-heddle-endpoint";
 
 /// Endpoints that come and go together: those of one slice.
 #[derive(Debug, Default)]
@@ -88,6 +105,8 @@ pub struct EndpointAddress {
     pub draining: bool,
     /// Where it runs.
     pub locality: Arc<Locality>,
+    /// Share of requests relative to others; at least 1.
+    pub weight: u32,
 }
 
 /// The endpoints of a cluster.

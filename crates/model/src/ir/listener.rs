@@ -5,7 +5,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::object::Origins;
+use crate::rows::Protocol;
 
 /// A port that the proxy opens, or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +23,40 @@ pub struct Listener {
     pub serves: Serves,
     /// File of the access log. Shape: none = no log.
     pub access_log_file: Option<Arc<str>>,
-    /// Gateway servers that open it.
+    /// Gateway servers, services and rules behind it.
+    pub origins: Origins,
+}
+
+/// Clusters and their shares, none of which is zero; at least one.
+pub type Shares = Vec<(Arc<str>, u32)>;
+
+/// Connections that are alike, and where they go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Names one of which a TLS client asks for; empty = any, and no TLS as well.
+    pub server_names: Vec<Arc<str>>,
+    /// Blocks that the address lies in that it was meant for; empty = any.
+    pub destinations: Vec<IpNet>,
+    /// Blocks that the client's address lies in; empty = any.
+    pub clients: Vec<IpNet>,
+    /// Where they go.
+    pub shares: Shares,
+    /// Whether the client's address decides the endpoint.
+    pub sticky: bool,
+    /// Rule or service.
+    pub origins: Origins,
+}
+
+/// A port on which a workload takes connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundPort {
+    /// Port.
+    pub port: u16,
+    /// What is spoken on it.
+    pub protocol: Protocol,
+    /// The workload's cluster for it.
+    pub cluster: Arc<str>,
+    /// Service or Sidecar that declares it.
     pub origins: Origins,
 }
 
@@ -38,18 +74,29 @@ pub enum Serves {
         /// The cluster.
         otherwise: Arc<str>,
     },
-    /// Connections that leave a workload for an address of a service; they are handed over by the
-    /// listener that captures.
-    Tcp {
-        /// Clusters and their shares, none of which is zero.
-        clusters: Vec<(Arc<str>, u32)>,
-    },
-    /// What leaves a workload for a port; it is handed over by the listener that captures.
+    /// What leaves a workload for a port, or for a port of an address.
     Outbound {
-        /// The RouteConfiguration that decides about HTTP.
-        route_config: Arc<str>,
-        /// The cluster for what is no HTTP.
-        otherwise: Arc<str>,
+        /// Whether the proxy opens the port itself; else connections are handed over by the
+        /// listener that captures.
+        opened: bool,
+        /// The RouteConfiguration that decides about HTTP. Shape: none = nothing is taken for
+        /// HTTP.
+        route_config: Option<Arc<str>>,
+        /// Other connections, by what they are; no two chains meet.
+        chains: Vec<Chain>,
+        /// Where all others go.
+        otherwise: Shares,
+        /// Whether the client's address decides the endpoint of those.
+        sticky: bool,
+    },
+    /// Everything that comes in to a workload.
+    Inbound {
+        /// Whether the proxy opens the port for what is captured; else for one port.
+        captured: bool,
+        /// Ports of the workload, sorted by number.
+        ports: Vec<InboundPort>,
+        /// The cluster for all others. Shape: none = they are closed.
+        otherwise: Option<Arc<str>>,
     },
 }
 
@@ -59,8 +106,9 @@ impl Serves {
     /// The RouteConfiguration that it needs.
     pub fn route_config(&self) -> Option<&Arc<str>> {
         match self {
-            Self::Edge { route_config } | Self::Outbound { route_config, .. } => Some(route_config),
-            Self::Captured { .. } | Self::Tcp { .. } => None,
+            Self::Edge { route_config } => Some(route_config),
+            Self::Outbound { route_config, .. } => route_config.as_ref(),
+            Self::Captured { .. } | Self::Inbound { .. } => None,
         }
     }
 
@@ -68,8 +116,14 @@ impl Serves {
     pub fn clusters(&self) -> Vec<&Arc<str>> {
         match self {
             Self::Edge { .. } => Vec::new(),
-            Self::Captured { otherwise } | Self::Outbound { otherwise, .. } => vec![otherwise],
-            Self::Tcp { clusters } => clusters.iter().map(|(name, _)| name).collect(),
+            Self::Captured { otherwise } => vec![otherwise],
+            Self::Outbound { chains, otherwise, .. } => {
+                let shares = chains.iter().flat_map(|chain| &chain.shares).chain(otherwise);
+                shares.map(|(name, _)| name).collect()
+            }
+            Self::Inbound { ports, otherwise, .. } => {
+                ports.iter().map(|port| &port.cluster).chain(otherwise).collect()
+            }
         }
     }
 }

@@ -12,8 +12,9 @@ mod route;
 
 pub use cluster::{
     Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion,
+    NamedEndpoint, PINNED,
 };
-pub use listener::{Listener, Serves};
+pub use listener::{Chain, InboundPort, Listener, Serves, Shares};
 pub use route::{
     Action, PathMatch, RedirectTo, Route, RouteConfiguration, RouteMatch, VirtualHost,
     VirtualHosts, WeightedCluster,

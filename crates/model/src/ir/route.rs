@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::object::Origins;
-use crate::rows::{HeaderMatch, PortRedirect, QueryMatch, RetryPolicy, Rewrite};
+use crate::rows::{HashKey, HeaderMatch, PortRedirect, QueryMatch, RetryPolicy, Rewrite};
 
 /// How the virtual hosts of a RouteConfiguration reach the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct VirtualHost {
     pub domains: Vec<Arc<str>>,
     /// Routes in the order in which they are tried; none = 404.
     pub routes: Vec<Route>,
+    /// Whether requests are for the endpoint whose address the client used.
+    pub pinned: bool,
     /// Rules and gateway servers behind it.
     pub origins: Origins,
 }
@@ -118,6 +120,8 @@ pub enum Action {
         timeout: Option<Duration>,
         /// Retries; `attempts` 0 = none.
         retries: RetryPolicy,
+        /// What decides the endpoint, sorted; for clusters that choose it by a hash.
+        hash: Vec<HashKey>,
     },
     /// Redirect.
     Redirect(RedirectTo),

@@ -4,18 +4,23 @@
 //!
 //! **Invariant:** an endpoint appears once, whatever slices name it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::client::Client;
+use super::destination::PolicyChain;
+use super::inbound::target;
 use super::{BuiltIn, ClusterKey, Key, Part, selects};
 use crate::ir::{
     Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion,
+    NamedEndpoint,
 };
 use crate::object::Origins;
 use crate::rows::{
-    ConnectionPool, Endpoint, HttpAction, LbAlgorithm, Locality, Protocol, Subset, TcpPool,
-    TrafficPolicy, UpgradePolicy,
+    ConnectionPool, Endpoint, HashKey, HttpAction, HttpPool, LbAlgorithm, Locality, Protocol,
+    Resolution, Service, Subset, TcpPool, TrafficPolicy, UpgradePolicy,
 };
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
@@ -39,36 +44,123 @@ pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
         origins.push(id.origin(format!("{}.destination", destination.field)));
     }
     let policy = effective_policy(view, key, &mut origins);
-    let TrafficPolicy { load_balancer, connection_pool, outlier_detection } = policy;
-    let ConnectionPool { tcp, http } = connection_pool.unwrap_or_default();
-    let load_balancer = load_balancer.unwrap_or(LbAlgorithm::LeastRequest);
+    let TrafficPolicy { load_balancer, connection_pool, outlier_detection, ports: _ } = policy;
+    let pool = connection_pool.unwrap_or_default();
+    let load_balancer = load_balancer.map_or(LbAlgorithm::LeastRequest, |lb| lb.algorithm);
     let protocol = service.as_ref().map(|(_, s, index)| s.ports[*index].protocol);
-    let http_version = match (http.upgrade, protocol) {
-        _ if http.use_client_protocol => HttpVersion::AsClient,
+    let http_version = match (pool.http.upgrade, protocol) {
+        _ if pool.http.use_client_protocol => HttpVersion::AsClient,
         (Some(UpgradePolicy::Upgrade), _) | (_, Some(Protocol::Http2)) => HttpVersion::Http2,
         _ => HttpVersion::Http1,
     };
+    let endpoints = match &service {
+        None => ClusterEndpoints::None,
+        Some(_) if key.has_endpoints => ClusterEndpoints::Discovered,
+        Some((_, service, index)) => match service.resolution {
+            Resolution::Dns => match named(view, key, service, *index) {
+                names if names.is_empty() => ClusterEndpoints::None,
+                names => ClusterEndpoints::Named(names),
+            },
+            Resolution::DnsRoundRobin => {
+                let first = named(view, key, service, *index).into_iter().next();
+                first.map_or(ClusterEndpoints::None, ClusterEndpoints::NamedOnce)
+            }
+            Resolution::Endpoints | Resolution::Original => ClusterEndpoints::Original,
+        },
+    };
     Cluster {
         name: Arc::clone(&key.name),
-        endpoints: match (&service, load_balancer) {
-            (None, _) => ClusterEndpoints::None,
-            (_, LbAlgorithm::Passthrough) => ClusterEndpoints::Original,
-            _ => ClusterEndpoints::Discovered,
+        load_balancer: match endpoints {
+            ClusterEndpoints::Original => LbAlgorithm::Passthrough,
+            _ if load_balancer == LbAlgorithm::Passthrough => LbAlgorithm::LeastRequest,
+            _ => load_balancer,
         },
+        endpoints,
         http_version,
-        load_balancer,
-        connect_timeout: tcp.connect_timeout.unwrap_or_else(|| view.mesh().connect_timeout),
-        tcp: TcpPool { connect_timeout: None, ..tcp },
-        max_pending_requests: http.max_pending_requests,
-        max_requests: http.max_requests,
-        max_requests_per_connection: http.max_requests_per_connection,
-        max_retries: http.max_retries,
-        idle_timeout: http.idle_timeout,
-        max_concurrent_streams: http.max_concurrent_streams,
-        http2_keep_alive: http.http2_keep_alive,
+        pinned: key.has_endpoints && service.as_ref().is_some_and(|(_, s, _)| s.headless),
+        connect_timeout: connect_timeout(view, &pool),
+        pool: limits(pool),
         outlier_detection,
         origins,
     }
+}
+
+/// Time to open a connection: what limits say, else what the mesh has.
+pub(super) fn connect_timeout(view: &View<'_>, pool: &ConnectionPool) -> Duration {
+    pool.tcp.connect_timeout.unwrap_or_else(|| view.mesh().connect_timeout)
+}
+
+/// Limits without what has been applied elsewhere.
+pub(super) fn limits(pool: ConnectionPool) -> ConnectionPool {
+    let ConnectionPool { tcp, http } = pool;
+    ConnectionPool {
+        tcp: TcpPool { connect_timeout: None, ..tcp },
+        http: HttpPool { upgrade: None, use_client_protocol: false, ..http },
+    }
+}
+
+/// Endpoints of a service port that are looked up in DNS, sorted.
+fn named(view: &View<'_>, key: &ClusterKey, service: &Service, at: usize) -> Vec<NamedEndpoint> {
+    let (port, labels) = (&service.ports[at].name, part_labels(view, key));
+    let mut out = BTreeSet::new();
+    for slice in view.slices(service).into_iter().filter_map(|id| view.slice(&id)) {
+        let Some(number) = slice.ports.iter().find(|p| p.name == *port).map(|p| p.number) else {
+            continue;
+        };
+        for endpoint in &slice.endpoints {
+            let Some(declared) = &endpoint.declared else { continue };
+            let address = || endpoint.addresses.first().map(|a| Arc::from(a.to_string()));
+            let Some(host) = declared.dns_name.clone().or_else(address) else { continue };
+            if selects(&labels, &declared.labels) {
+                out.insert(NamedEndpoint {
+                    host,
+                    port: number,
+                    locality: declared.locality.clone(),
+                    weight: declared.weight,
+                });
+            }
+        }
+    }
+    for workload in view.selected_workloads(service) {
+        let Some(number) = target(&service.ports[at], Some(&workload)) else { continue };
+        let Some(declared) = &workload.declared else { continue };
+        let address = || workload.addresses.first().map(|a| Arc::from(a.to_string()));
+        let Some(host) = declared.dns_name.clone().or_else(address) else { continue };
+        if selects(&labels, &workload.labels) {
+            out.insert(NamedEndpoint {
+                host,
+                port: number,
+                locality: declared.locality.clone(),
+                weight: declared.weight,
+            });
+        }
+    }
+    out.into_iter().collect()
+}
+
+/// The policy of a service's port for clients of its own namespace.
+pub(super) fn policy_at_home(
+    view: &View<'_>,
+    service: &Service,
+    port: u16,
+    origins: &mut Origins,
+) -> TrafficPolicy {
+    let namespace = Arc::clone(&service.namespace);
+    let client = Client::Namespace(Arc::clone(&namespace));
+    let host = Arc::clone(&service.host);
+    let chain = view.get(&PolicyChain { client, namespace, host });
+    let Some(id) = chain.first() else { return TrafficPolicy::default() };
+    let Some(row) = view.policy(id) else { return TrafficPolicy::default() };
+    origins.push(id.origin(Arc::clone(&row.field)));
+    row.policy.of_port(port)
+}
+
+/// What decides the endpoint of a cluster that chooses it by a hash.
+pub(super) fn hash_key(view: &View<'_>, key: &ClusterKey) -> Option<HashKey> {
+    if key.policies.is_empty() {
+        return None;
+    }
+    effective_policy(view, key, &mut Origins::default()).load_balancer?.hash
 }
 
 /// The policy of the whole service with the subset's own parts laid over it.
@@ -90,9 +182,10 @@ pub(super) fn effective_policy(
             origins.push(id.origin(Arc::clone(&row.field)));
         }
     }
+    let port = key.service.as_ref().map(|(_, port)| *port).unwrap_or_default();
     match subset {
-        Some(subset) => policy.overlaid(&subset.policy),
-        None => policy,
+        Some(subset) => policy.of_part(&subset.policy, port),
+        None => policy.of_port(port),
     }
 }
 
@@ -112,6 +205,16 @@ pub(crate) struct Chunk {
     labels: BTreeMap<Arc<str>, Arc<str>>,
 }
 
+/// The endpoints that the selector of a service gives to one of its ports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Selected {
+    service: RowId,
+    /// Number of the service port.
+    port: u16,
+    /// Labels that the workloads must carry besides.
+    labels: BTreeMap<Arc<str>, Arc<str>>,
+}
+
 // === impl Chunk ===
 
 impl Query for Chunk {
@@ -128,8 +231,10 @@ impl Query for Chunk {
                 && (self.labels.is_empty()
                     || carries(view, &slice.namespace, endpoint, &self.labels))
             {
+                let weight = endpoint.declared.as_ref().map_or(1, |declared| declared.weight);
                 let locality = locality(view, endpoint);
-                out.push(EndpointAddress { address, port, draining: !endpoint.ready, locality });
+                let draining = !endpoint.ready;
+                out.push(EndpointAddress { address, port, draining, locality, weight });
             }
         }
         merge(&mut out);
@@ -151,6 +256,45 @@ impl fmt::Display for Chunk {
     }
 }
 
+// === impl Selected ===
+
+impl Query for Selected {
+    type Value = Option<Arc<EndpointChunk>>;
+
+    fn run(&self, view: &View<'_>) -> Self::Value {
+        let service = view.service_by_id(&self.service)?;
+        let declared = service.ports.iter().find(|p| p.number == self.port)?;
+        let mut out = Vec::new();
+        for workload in view.selected_workloads(&service) {
+            let Some(&address) = workload.addresses.first() else { continue };
+            let Some(port) = target(declared, Some(&workload)) else { continue };
+            if !workload.ready || !selects(&self.labels, &workload.labels) {
+                continue;
+            }
+            let node = workload.node.as_ref().and_then(|name| view.node(name));
+            let (locality, weight) = match (&workload.declared, node) {
+                (Some(own), _) => (own.locality.clone(), own.weight),
+                (None, Some(node)) => (node.locality.clone(), 1),
+                (None, None) => (Locality::default(), 1),
+            };
+            let locality = Arc::new(locality);
+            out.push(EndpointAddress { address, port, draining: false, locality, weight });
+        }
+        merge(&mut out);
+        (!out.is_empty()).then(|| Arc::new(EndpointChunk::new(out)))
+    }
+
+    fn key(&self) -> Key {
+        Key::Selected(self.clone())
+    }
+}
+
+impl fmt::Display for Selected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "workloads of {} for port {}", self.service.object, self.port)
+    }
+}
+
 /// Sort, and keep each address once. Two that disagree: ready wins, as kube-proxy has it.
 fn merge(endpoints: &mut Vec<EndpointAddress>) {
     // Ready sorts first.
@@ -160,6 +304,9 @@ fn merge(endpoints: &mut Vec<EndpointAddress>) {
 
 /// Where an endpoint runs: where its node is, else the zone that its slice tells.
 fn locality(view: &View<'_>, endpoint: &Endpoint) -> Arc<Locality> {
+    if let Some(declared) = &endpoint.declared {
+        return Arc::new(declared.locality.clone());
+    }
     match (endpoint.node.as_ref().and_then(|name| view.node(name)), &endpoint.zone) {
         (Some(node), _) => Arc::new(node.locality.clone()),
         (None, Some(zone)) => Arc::new(Locality { zone: Arc::clone(zone), ..Locality::default() }),
@@ -169,39 +316,44 @@ fn locality(view: &View<'_>, endpoint: &Endpoint) -> Arc<Locality> {
 
 /// A cluster that no service stands behind.
 pub(super) fn built_in(view: &View<'_>, which: BuiltIn) -> Cluster {
-    let (endpoints, http_version) = match which {
-        BuiltIn::Passthrough => (ClusterEndpoints::Original, HttpVersion::AsClient),
-        BuiltIn::BlackHole => (ClusterEndpoints::None, HttpVersion::Http1),
+    let (endpoints, http_version, load_balancer) = match which {
+        BuiltIn::Passthrough => {
+            (ClusterEndpoints::Original, HttpVersion::AsClient, LbAlgorithm::Passthrough)
+        }
+        BuiltIn::InboundPassthrough => (
+            ClusterEndpoints::Local { port: None },
+            HttpVersion::AsClient,
+            LbAlgorithm::Passthrough,
+        ),
+        BuiltIn::BlackHole => {
+            (ClusterEndpoints::None, HttpVersion::Http1, LbAlgorithm::LeastRequest)
+        }
     };
     Cluster {
         name: which.name(),
         endpoints,
         http_version,
-        load_balancer: match which {
-            BuiltIn::Passthrough => LbAlgorithm::Passthrough,
-            BuiltIn::BlackHole => LbAlgorithm::LeastRequest,
-        },
+        load_balancer,
+        pinned: false,
         connect_timeout: view.mesh().connect_timeout,
-        tcp: TcpPool::default(),
-        max_pending_requests: None,
-        max_requests: None,
-        max_requests_per_connection: None,
-        max_retries: None,
-        idle_timeout: None,
-        max_concurrent_streams: None,
-        http2_keep_alive: None,
+        pool: ConnectionPool::default(),
         outlier_detection: None,
         origins: Origins::default(),
     }
 }
 
-/// Build the endpoint set of a cluster.
-pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
-    let labels = match &key.part {
+/// Labels that the workloads of a cluster must carry.
+fn part_labels(view: &View<'_>, key: &ClusterKey) -> BTreeMap<Arc<str>, Arc<str>> {
+    match &key.part {
         None => BTreeMap::new(),
         Some(Part::Derived(labels)) => labels.clone(),
         Some(Part::Defined { .. }) => subset(view, key).map(|s| s.labels).unwrap_or_default(),
-    };
+    }
+}
+
+/// Build the endpoint set of a cluster.
+pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
+    let labels = part_labels(view, key);
     let mut chunks = Vec::new();
     let mut origins = Origins::default();
     if let Some((id, port)) = &key.service
@@ -210,12 +362,16 @@ pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
     {
         origins.push(id.origin(""));
         for slice in view.slices(&service) {
-            let port = Arc::clone(&port.name);
-            let chunk = Chunk { slice: slice.clone(), port, labels: labels.clone() };
+            let name = Arc::clone(&port.name);
+            let chunk = Chunk { slice: slice.clone(), port: name, labels: labels.clone() };
             if let Some(chunk) = &*view.get(&chunk) {
                 origins.push(slice.origin(""));
                 chunks.push(Arc::clone(chunk));
             }
+        }
+        if view.may_select(&service) {
+            let selected = Selected { service: id.clone(), port: port.number, labels };
+            chunks.extend((*view.get(&selected)).clone());
         }
     }
     Endpoints { cluster: Arc::clone(&key.name), chunks: distinct(chunks), origins }
@@ -245,6 +401,9 @@ fn carries(
     endpoint: &Endpoint,
     labels: &BTreeMap<Arc<str>, Arc<str>>,
 ) -> bool {
+    if let Some(declared) = &endpoint.declared {
+        return selects(labels, &declared.labels);
+    }
     let by_name = endpoint.workload.as_ref().and_then(|n| view.workload(namespace, n));
     let by_address = || endpoint.addresses.iter().find_map(|a| view.workload_at(*a));
     by_name.or_else(by_address).is_some_and(|workload| selects(labels, &workload.labels))

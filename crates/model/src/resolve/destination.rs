@@ -21,7 +21,9 @@ use super::{ClusterKey, Key, Part, precedence};
 use crate::hosts;
 use crate::names;
 use crate::object::Origins;
-use crate::rows::{Destination, HttpAction, HttpRule, LbAlgorithm, Service, WeightedDestination};
+use crate::rows::{
+    Destination, HttpAction, HttpRule, LbAlgorithm, Resolution, Service, WeightedDestination,
+};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -133,6 +135,7 @@ fn find(view: &View<'_>, client: &Client, destination: &Destination, request_por
     let Some((id, service)) = view.service(host, client) else {
         return stub(port.unwrap_or(request_port), Fault::HostNotFound);
     };
+    let (id, service) = view.target_of(&service, client).unwrap_or((id, service));
     let port = match (*port, &service.ports[..]) {
         (None, [only]) => only.number,
         (wanted, ports) => {
@@ -152,7 +155,7 @@ fn find(view: &View<'_>, client: &Client, destination: &Destination, request_por
         |id: &&RowId| view.policy(id).is_some_and(|p| p.subsets.iter().any(|s| s.name == *wanted));
     if let Some(policy) = whole.policies.iter().find(defines).cloned() {
         let part = Some(Part::Defined { policy, subset: Arc::clone(wanted) });
-        let key = ClusterKey { name, part, ..whole }.with_endpoints(view);
+        let key = ClusterKey { name, part, ..whole }.with_endpoints(view, &service);
         return Found::Cluster(key, None);
     }
     if service.selector.is_empty() {
@@ -164,7 +167,7 @@ fn find(view: &View<'_>, client: &Client, destination: &Destination, request_por
     let namespace = Arc::clone(&service.namespace);
     if *view.get(&Carried { namespace, labels }) {
         let part = Some(Part::Derived(version));
-        let key = ClusterKey { name, part, ..whole };
+        let key = ClusterKey { name, part, ..whole }.with_endpoints(view, &service);
         return Found::Cluster(key, Some(Fault::SubsetDerived));
     }
     Found::NoSubset(whole)
@@ -191,17 +194,29 @@ pub(super) fn whole(
         has_endpoints: true,
         asked_by: None,
     }
-    .with_endpoints(view)
+    .with_endpoints(view, service)
 }
 
 // === impl ClusterKey ===
 
 impl ClusterKey {
     /// Decide whether the cluster has an endpoint set, once everything else is known.
-    fn with_endpoints(self, view: &View<'_>) -> Self {
-        let policy = effective_policy(view, &self, &mut Origins::default());
-        let has_endpoints = policy.load_balancer != Some(LbAlgorithm::Passthrough);
+    fn with_endpoints(self, view: &View<'_>, service: &Service) -> Self {
+        let has_endpoints = service.resolution == Resolution::Endpoints
+            && !(self.part.is_none() && self.is_headless_stream(service))
+            && {
+                let policy = effective_policy(view, &self, &mut Origins::default());
+                let algorithm = policy.load_balancer.map(|lb| lb.algorithm);
+                algorithm != Some(LbAlgorithm::Passthrough)
+            };
         Self { has_endpoints, ..self }
+    }
+
+    /// Whether it is a port whose clients choose the endpoint themselves, by address.
+    fn is_headless_stream(&self, service: &Service) -> bool {
+        let port = self.service.as_ref().map(|(_, port)| *port);
+        let found = service.ports.iter().find(|p| Some(p.number) == port);
+        service.headless && found.is_some_and(|p| !p.protocol.is_http())
     }
 }
 

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::client::Client;
+use super::inbound::{self, InboundKey};
 use super::sidecar::{Viewer, is_wide};
 use super::{Key, precedence, selects};
 use crate::proxy::{Capabilities, Proxy, Role};
-use crate::rows::{TargetPort, Workload};
+use crate::rows::{SidecarScope, TargetPort, Workload};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -35,6 +36,8 @@ pub(crate) enum GroupRole {
     Sidecar {
         /// What it sees.
         viewer: Viewer,
+        /// Ports on which its workload takes connections.
+        inbound: Vec<InboundKey>,
     },
 }
 
@@ -47,8 +50,9 @@ pub(crate) struct GroupOf(pub(crate) Arc<Proxy>);
 impl Group {
     /// Whether its rows are what everybody gets, with the exceptions of its namespace.
     pub(crate) fn shares(&self) -> bool {
-        let alike = |viewer: &Viewer| viewer.scope.is_none() && viewer.labels.is_empty();
-        matches!(&self.role, GroupRole::Sidecar { viewer } if alike(viewer))
+        let alike =
+            |viewer: &Viewer| viewer.scope.is_none() && viewer.labels.is_empty() && viewer.captures;
+        matches!(&self.role, GroupRole::Sidecar { viewer, .. } if alike(viewer))
             && self.capabilities.vhds
     }
 }
@@ -65,11 +69,20 @@ impl Query for GroupOf {
         let role = match proxy.role {
             Role::Router => router(view, proxy, workload.as_deref(), labels),
             Role::Sidecar => {
-                let client = Client::Namespace(Arc::clone(&proxy.namespace));
-                let scope = sidecar_scope(view, &proxy.namespace, labels);
+                let namespace = &proxy.namespace;
+                let client = Client::Namespace(Arc::clone(namespace));
+                let sidecar = sidecar_scope(view, namespace, labels);
+                let narrows = sidecar.as_ref().filter(|(_, scope)| !is_wide(view, scope));
+                let scope = narrows.map(|(id, _)| id.clone());
                 let asked = view.source_labels().into_iter();
-                let carried = asked.filter(|wanted| selects(wanted, labels)).collect();
-                GroupRole::Sidecar { viewer: Viewer { client, scope, labels: carried } }
+                let labels_asked = asked.filter(|wanted| selects(wanted, labels)).collect();
+                let captures = proxy.captures;
+                let inbound =
+                    inbound::ports(view, proxy, labels, workload.as_deref(), sidecar.as_ref());
+                GroupRole::Sidecar {
+                    viewer: Viewer { client, scope, labels: labels_asked, captures },
+                    inbound,
+                }
             }
         };
         let namespace = Arc::clone(&proxy.namespace);
@@ -110,13 +123,13 @@ fn router(
     GroupRole::Router { gateways, ports }
 }
 
-/// The scope that narrows what a workload may reach: of its namespace the first that selects it,
+/// The Sidecar of a workload: of its namespace the first that selects it,
 /// else the first for all of the namespace, else that of the root namespace.
 fn sidecar_scope(
     view: &View<'_>,
     namespace: &Arc<str>,
     labels: &BTreeMap<Arc<str>, Arc<str>>,
-) -> Option<RowId> {
+) -> Option<(RowId, Arc<SidecarScope>)> {
     let root = Arc::clone(&view.mesh().root_namespace);
     let mut found: Vec<_> = view
         .sidecar_scopes(namespace)
@@ -128,10 +141,10 @@ fn sidecar_scope(
         let of_root = view.sidecar_scopes(&root).into_iter();
         found.extend(of_root.filter(|(_, s)| s.selector.is_empty()).map(|row| (1, row)));
     }
-    let (_, (id, scope)) = found.into_iter().min_by(|(tier_a, (a, x)), (tier_b, (b, y))| {
-        let rank = |tier, scope: &crate::rows::SidecarScope| (tier, scope.selector.is_empty());
+    let (_, found) = found.into_iter().min_by(|(tier_a, (a, x)), (tier_b, (b, y))| {
+        let rank = |tier, scope: &SidecarScope| (tier, scope.selector.is_empty());
         let order = rank(*tier_a, x).cmp(&rank(*tier_b, y));
         order.then_with(|| precedence(x.created, a).cmp(&precedence(y.created, b)))
     })?;
-    (!is_wide(view, &scope)).then_some(id)
+    Some(found)
 }

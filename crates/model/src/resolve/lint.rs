@@ -42,6 +42,10 @@ impl Query for LintRules {
                 destinations(view, &self.0, &rules, port, &forward.destinations, &mut out);
             }
         }
+        for rule in &rules.tls {
+            let port = rule.matches.iter().find_map(|m| m.connection.port).unwrap_or(443);
+            destinations(view, &self.0, &rules, port, &rule.destinations, &mut out);
+        }
         for rule in &rules.tcp {
             let port = rule.matches.iter().find_map(|m| m.port).unwrap_or(80);
             destinations(view, &self.0, &rules, port, &rule.destinations, &mut out);
@@ -132,6 +136,7 @@ fn bindings(view: &View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<
             gateways: Vec::new(),
             export_to: None,
             has_http: false,
+            has_tls: false,
             has_tcp: false,
             source_labels: BTreeSet::new(),
             source_namespaces: BTreeSet::new(),

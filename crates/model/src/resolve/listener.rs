@@ -6,12 +6,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::router::origins;
-use super::{BuiltIn, ClusterKey, Servers};
-use crate::ir::{Listener, Serves};
+use super::{BuiltIn, ChainKey, ClusterKey, RowKey, Servers};
+use crate::ir::{Chain, Listener, Serves, Shares};
 use crate::names;
 use crate::object::Origins;
 use crate::rows::OutboundPolicy;
-use crate::snapshot::RowId;
 use crate::track::View;
 
 /// Port that captured connections of a workload come to.
@@ -46,36 +45,57 @@ pub(super) fn virtual_outbound(view: &View<'_>, policy: OutboundPolicy) -> Liste
     }
 }
 
-/// Connections that leave a workload for an address of a service.
-pub(super) fn tcp(
-    view: &View<'_>,
-    address: IpAddr,
-    port: u16,
-    service: &RowId,
-    split: &[(ClusterKey, u32)],
-) -> Listener {
-    let share = |(cluster, weight): &(ClusterKey, u32)| (Arc::clone(&cluster.name), *weight);
+/// What leaves a workload for a port, or for a port of an address.
+pub(super) fn outbound(view: &View<'_>, key: &RowKey) -> Listener {
+    let mut origins = Origins::default();
+    let (name, bind, opened, port, http, chains, last) = match key {
+        RowKey::AddressListener { address, port, http, service, chains, otherwise } => {
+            origins.push(service.origin(""));
+            let name = names::tcp_listener(*address, *port);
+            (name, Some(*address), false, *port, *http, &chains[..], Ok(otherwise))
+        }
+        RowKey::OutboundListener { bind, port, http, chains, otherwise, policy } => {
+            let name = names::outbound_listener(*bind, *port);
+            let last = otherwise.as_ref().ok_or(BuiltIn::of(*policy));
+            (name, *bind, bind.is_some(), *port, *http, &chains[..], last)
+        }
+        // No other row is such a listener.
+        _ => (Arc::default(), None, false, 0, false, &[][..], Err(BuiltIn::BlackHole)),
+    };
+    for chain in chains.iter().chain(last.ok()) {
+        origins.push(chain.origin.0.origin(Arc::clone(&chain.origin.1)));
+    }
+    let (otherwise, sticky) = match last {
+        Ok(chain) => (shares(&chain.split), chain.is_sticky(view)),
+        Err(which) => (vec![(which.name(), 1)], false),
+    };
     Listener {
-        name: names::tcp_listener(address, port),
-        bind: Some(address),
+        name,
+        bind,
         port,
-        serves: Serves::Tcp { clusters: split.iter().map(share).collect() },
+        serves: Serves::Outbound {
+            opened,
+            route_config: http.then(|| names::outbound_route_config(port)),
+            chains: chains.iter().map(|key| chain(view, key)).collect(),
+            otherwise,
+            sticky,
+        },
         access_log_file: view.mesh().access_log_file.clone(),
-        origins: Origins::one(service.origin("")),
+        origins,
     }
 }
 
-/// HTTP that leaves a workload for a port.
-pub(super) fn outbound(view: &View<'_>, port: u16, policy: OutboundPolicy) -> Listener {
-    Listener {
-        name: names::outbound_listener(port),
-        bind: None,
-        port,
-        serves: Serves::Outbound {
-            route_config: names::outbound_route_config(port),
-            otherwise: BuiltIn::of(policy).name(),
-        },
-        access_log_file: view.mesh().access_log_file.clone(),
-        origins: Origins::default(),
+fn chain(view: &View<'_>, key: &ChainKey) -> Chain {
+    Chain {
+        server_names: key.server_names.clone(),
+        destinations: key.destinations.clone(),
+        clients: key.clients.clone(),
+        shares: shares(&key.split),
+        sticky: key.is_sticky(view),
+        origins: Origins::one(key.origin.0.origin(Arc::clone(&key.origin.1))),
     }
+}
+
+fn shares(split: &[(ClusterKey, u32)]) -> Shares {
+    split.iter().map(|(cluster, weight)| (Arc::clone(&cluster.name), *weight)).collect()
 }

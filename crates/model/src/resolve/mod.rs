@@ -5,9 +5,9 @@
 //!
 //! | level | queries | read |
 //! |---|---|---|
-//! | 0 | `Mesh`, `RulesHead`, `Carried`, `Chunk`: the endpoints of one slice | rows |
+//! | 0 | `Mesh`, `RulesHead`, `Carried`, `Chunk`, `Selected`: endpoints of a slice, a selector | rows |
 //! | 1 | `PolicyChain`, `Imported`, `Excluded`, `Mentions`: namespaces that a host is named for | rows |
-//! | 2 | `Outcome`, `TcpSplit`: what the destinations of rules come to | rules, services, policies |
+//! | 2 | `Outcome`, `RuledConnections`: what destinations of rules come to; `PortMentions` | rules, services, policies |
 //! | 3 | `BaseView`, `PortView`: what sidecars have whatever hosts there are | rules for `*` |
 //! | 4 | `HostView`: what one viewer gets for a host | all of these |
 //! | 5 | `HostViews`, `SidecarRows`, `Group`, `LintRules`, `LintPolicy` | all of these |
@@ -20,8 +20,10 @@
 
 mod client;
 mod cluster;
+mod connections;
 mod destination;
 mod group;
+mod inbound;
 mod lint;
 mod listener;
 mod router;
@@ -29,6 +31,7 @@ mod rules;
 mod scope;
 mod sidecar;
 mod view;
+mod views;
 mod virtual_host;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,16 +46,17 @@ use crate::snapshot::{IndexKey, RowId};
 use crate::track::{AnyValue, Query, View, rerun};
 
 pub(crate) use client::Client;
-pub(crate) use cluster::Chunk;
+pub(crate) use cluster::{Chunk, Selected};
+use connections::ChainKey;
+pub(crate) use connections::RuledConnections;
 pub(crate) use destination::{Outcome, PolicyChain};
 pub(crate) use group::{Group, GroupOf, GroupRole};
+use inbound::InboundKey;
 pub(crate) use lint::{LintPolicy, LintRules};
 pub(crate) use rules::{Carried, Excluded, RulesHead};
 pub(crate) use scope::Scope;
-pub(crate) use sidecar::{
-    BaseView, HostView, HostViews, Imported, Mentions, PortView, SidecarRows, TcpSplit, Viewer,
-    Views,
-};
+pub(crate) use sidecar::{BaseView, HostView, Imported, PortView, SidecarRows, Viewer};
+pub(crate) use views::{HostViews, Mentions, PortMentions, Views};
 use virtual_host::BoundRules;
 
 /// Labels of workloads.
@@ -80,22 +84,43 @@ pub enum RowKey {
     },
     /// What leaves a workload for a port.
     OutboundListener {
+        /// Address that the proxy opens it on; none = connections are captured.
+        bind: Option<IpAddr>,
         /// Port.
         port: u16,
-        /// What becomes of what is no HTTP.
+        /// Whether HTTP is looked for.
+        http: bool,
+        /// Connections that are no HTTP, by what they are.
+        chains: Vec<ChainKey>,
+        /// The service that has all others.
+        otherwise: Option<ChainKey>,
+        /// What becomes of them where there is none.
         policy: OutboundPolicy,
     },
-    /// Connections that leave a workload for a service, and are no HTTP.
-    TcpListener {
-        /// Address of the service.
+    /// What leaves a workload for a port of an address of a service.
+    AddressListener {
+        /// The address.
         address: IpAddr,
         /// Port of the service.
         port: u16,
+        /// Whether HTTP is looked for.
+        http: bool,
         /// The service.
         service: RowId,
-        /// Clusters and their shares.
-        split: Vec<(ClusterKey, u32)>,
+        /// Connections that are no HTTP, by what they are.
+        chains: Vec<ChainKey>,
+        /// All others.
+        otherwise: ChainKey,
     },
+    /// Where everything comes in that is for a workload.
+    VirtualInbound {
+        /// Ports of the workload.
+        ports: Vec<InboundKey>,
+    },
+    /// A port of a workload that its proxy opens.
+    InboundListener(InboundKey),
+    /// The workload itself, by one of its ports.
+    InboundCluster(InboundKey),
     /// The routes of a port.
     RouteConfiguration {
         /// Name on the wire.
@@ -146,6 +171,13 @@ pub enum HostNames {
         /// Port of the service.
         port: u16,
     },
+    /// As the endpoints of a headless service.
+    Endpoints {
+        /// The service.
+        id: RowId,
+        /// Whether clients are of the service's namespace.
+        own: bool,
+    },
 }
 
 /// What becomes of requests for a host without rules.
@@ -164,6 +196,8 @@ pub enum Otherwise {
 pub enum BuiltIn {
     /// Connects to where the client meant to.
     Passthrough,
+    /// Connects to the workload beside the proxy, as the client meant to.
+    InboundPassthrough,
     /// Refuses.
     BlackHole,
 }
@@ -214,11 +248,13 @@ pub(crate) enum Key {
     RulesHead(RulesHead),
     Carried(Carried),
     Chunk(Chunk),
+    Selected(Selected),
     Imported(Imported),
     Excluded(Excluded),
-    TcpSplit(TcpSplit),
+    RuledConnections(RuledConnections),
     PolicyChain(PolicyChain),
     Mentions(Mentions),
+    PortMentions(PortMentions),
     Outcome(Outcome),
     BaseView(BaseView),
     PortView(PortView),
@@ -247,6 +283,7 @@ impl BuiltIn {
     pub(crate) fn name(self) -> Arc<str> {
         Arc::from(match self {
             Self::Passthrough => names::PASSTHROUGH,
+            Self::InboundPassthrough => names::INBOUND_PASSTHROUGH,
             Self::BlackHole => names::BLACK_HOLE,
         })
     }
@@ -258,9 +295,13 @@ impl Key {
     /// A query reads only lower levels.
     pub(crate) fn level(&self) -> u8 {
         match self {
-            Self::Mesh | Self::RulesHead(_) | Self::Carried(_) | Self::Chunk(_) => 0,
+            Self::Mesh
+            | Self::RulesHead(_)
+            | Self::Carried(_)
+            | Self::Chunk(_)
+            | Self::Selected(_) => 0,
             Self::Imported(_) | Self::Excluded(_) | Self::PolicyChain(_) | Self::Mentions(_) => 1,
-            Self::Outcome(_) | Self::TcpSplit(_) => 2,
+            Self::Outcome(_) | Self::RuledConnections(_) | Self::PortMentions(_) => 2,
             Self::BaseView(_) | Self::PortView(_) => 3,
             Self::HostView(_) => 4,
             Self::HostViews(_)
@@ -283,11 +324,13 @@ impl Key {
             Self::RulesHead(query) => rerun(query, view, old),
             Self::Carried(query) => rerun(query, view, old),
             Self::Chunk(query) => rerun(query, view, old),
+            Self::Selected(query) => rerun(query, view, old),
             Self::Imported(query) => rerun(query, view, old),
             Self::Excluded(query) => rerun(query, view, old),
-            Self::TcpSplit(query) => rerun(query, view, old),
+            Self::RuledConnections(query) => rerun(query, view, old),
             Self::PolicyChain(query) => rerun(query, view, old),
             Self::Mentions(query) => rerun(query, view, old),
+            Self::PortMentions(query) => rerun(query, view, old),
             Self::Outcome(query) => rerun(query, view, old),
             Self::BaseView(query) => rerun(query, view, old),
             Self::PortView(query) => rerun(query, view, old),
@@ -314,9 +357,11 @@ impl fmt::Display for Key {
             Self::Excluded(q) => {
                 write!(f, "conditions of {} that do not hold for {}", q.rules.object, q.client)
             }
-            Self::TcpSplit(q) => {
+            Self::RuledConnections(q) => {
                 write!(f, "connections to port {} by {}", q.port, q.rules.object)
             }
+            Self::Selected(q) => write!(f, "{q}"),
+            Self::PortMentions(q) => write!(f, "namespaces named for port {}", q.0),
             Self::Mentions(q) => write!(f, "namespaces named for {}", q.0),
             Self::BaseView(q) => write!(f, "what every sidecar of {} has", q.0.client),
             Self::PortView(q) => write!(f, "port {} for {}", q.port, q.viewer.client),
@@ -346,10 +391,17 @@ impl fmt::Display for RowKey {
                 write!(f, "listener {}", names::gateway_listener(*bind, *port))
             }
             Self::VirtualOutbound { .. } => write!(f, "listener {}", names::VIRTUAL_OUTBOUND),
-            Self::OutboundListener { port, .. } => {
-                write!(f, "listener {}", names::outbound_listener(*port))
+            Self::OutboundListener { bind, port, .. } => {
+                write!(f, "listener {}", names::outbound_listener(*bind, *port))
             }
-            Self::TcpListener { address, port, .. } => {
+            Self::VirtualInbound { .. } => write!(f, "listener {}", names::VIRTUAL_INBOUND),
+            Self::InboundListener(key) => {
+                write!(f, "listener {}", names::inbound_listener(key.bind, key.port))
+            }
+            Self::InboundCluster(key) => {
+                write!(f, "cluster {}", names::inbound_cluster(key.port))
+            }
+            Self::AddressListener { address, port, .. } => {
                 write!(f, "listener {}", names::tcp_listener(*address, *port))
             }
             Self::BuiltIn(which) => write!(f, "cluster {}", which.name()),
@@ -389,12 +441,12 @@ impl Query for Arc<RowKey> {
             RowKey::VirtualOutbound { policy } => {
                 Listener(listener::virtual_outbound(view, *policy))
             }
-            RowKey::OutboundListener { port, policy } => {
-                Listener(listener::outbound(view, *port, *policy))
+            RowKey::OutboundListener { .. } | RowKey::AddressListener { .. } => {
+                Listener(listener::outbound(view, self))
             }
-            RowKey::TcpListener { address, port, service, split } => {
-                Listener(listener::tcp(view, *address, *port, service, split))
-            }
+            RowKey::VirtualInbound { ports } => Listener(inbound::virtual_inbound(view, ports)),
+            RowKey::InboundListener(key) => Listener(inbound::opened(view, key)),
+            RowKey::InboundCluster(key) => Cluster(Box::new(inbound::cluster(view, key))),
             RowKey::RouteConfiguration { name, inline, servers } => {
                 let inline = inline.as_ref().map(|keys| keys.as_slice());
                 RouteConfiguration(router::route_configuration(view, name, inline, servers))

@@ -26,6 +26,8 @@ pub(crate) struct Head {
     pub(crate) export_to: Option<Visibility>,
     /// Whether it says anything of HTTP.
     pub(crate) has_http: bool,
+    /// Whether it says anything of TLS connections.
+    pub(crate) has_tls: bool,
     /// Whether it says anything of other connections.
     pub(crate) has_tcp: bool,
     /// Labels of workloads that its conditions ask for.
@@ -70,7 +72,8 @@ impl Query for RulesHead {
     fn run(&self, view: &View<'_>) -> Option<Head> {
         let rules = view.rules(&self.0)?;
         let tcp = rules.tcp.iter().flat_map(|rule| &rule.destinations);
-        let tcp = tcp.map(|d| &d.destination.host);
+        let tls = rules.tls.iter().flat_map(|rule| &rule.destinations);
+        let tcp = tcp.chain(tls).map(|d| &d.destination.host);
         Some(Head {
             namespace: Arc::clone(&rules.namespace),
             created: rules.created,
@@ -78,6 +81,7 @@ impl Query for RulesHead {
             gateways: rules.gateways.clone(),
             export_to: rules.export_to.clone(),
             has_http: !rules.http.is_empty(),
+            has_tls: !rules.tls.is_empty(),
             has_tcp: !rules.tcp.is_empty(),
             source_namespaces: rules.sources().filter_map(|s| s.namespace.clone()).collect(),
             source_labels: rules

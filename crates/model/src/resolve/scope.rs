@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::group::{Group, GroupRole};
-use super::{Key, RowKey, RowSet, SidecarRows, router};
+use super::{Key, RowKey, RowSet, SidecarRows, inbound, router};
 use crate::track::{Query, View};
 
 /// The rows that a group is to have of its own.
@@ -22,8 +22,13 @@ impl Query for Scope {
         let group = &self.0;
         let rows = match &group.role {
             GroupRole::Router { gateways, ports } => router::rows(view, group, gateways, ports),
-            GroupRole::Sidecar { .. } if group.shares() => return RowSet::new(),
-            GroupRole::Sidecar { viewer } => (*view.get(&SidecarRows(viewer.clone()))).clone(),
+            GroupRole::Sidecar { viewer, inbound } => {
+                let mut rows = inbound::rows(inbound, viewer.captures);
+                if !group.shares() {
+                    rows.extend(view.get(&SidecarRows(viewer.clone())).iter().cloned());
+                }
+                rows
+            }
         };
         if group.capabilities.vhds { rows } else { inlined(rows) }
     }

@@ -1,7 +1,7 @@
 //! What leaves a workload: the hosts that a sidecar routes.
 //!
 //! A host on a port is one virtual host. What it comes to depends on the namespace of the client,
-//! but nearly all namespaces get the same: `HostViews` says what everybody gets, and what those
+//! but nearly all namespaces get the same: `views` says what everybody gets, and what those
 //! namespaces get instead that some object names. A scope is then the sum over all hosts of what
 //! everybody gets, with the exceptions of one namespace laid over it; only where a `SidecarScope`
 //! narrows the hosts is it made of views of its own.
@@ -9,12 +9,14 @@
 //! **Invariant:** a namespace for which a host comes to something else than for everybody is named
 //! by a service, rule or policy that is read here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::client::Client;
-use super::destination::{Outcome, examine, whole};
-use super::rules::{Excluded, Head, RulesHead, holds};
+use super::connections::{ChainKey, shared, to_address};
+use super::destination::{Outcome, whole};
+use super::rules::{Excluded, Head, RulesHead};
 use super::virtual_host::BoundRules;
 use super::{
     BuiltIn, ClusterKey, HostKey, HostNames, Key, Labels, Otherwise, RowKey, RowSet, precedence,
@@ -22,14 +24,14 @@ use super::{
 use crate::hosts;
 use crate::names;
 use crate::rows::{
-    GatewayName, HostPattern, HostScope, OutboundPolicy, Protocol, Service, ServicePort,
-    SidecarScope, TcpMatch, Visibility,
+    EgressListener, GatewayName, HostPattern, HostScope, OutboundPolicy, Protocol, Service,
+    SidecarScope,
 };
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
 /// Port of hosts that rules declare and no service does.
-const DEFAULT_PORT: u16 = 80;
+pub(super) const DEFAULT_PORT: u16 = 80;
 
 /// Whose sidecars: a client, and the scope that narrows what it may reach.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,21 +40,16 @@ pub(crate) struct Viewer {
     pub(crate) scope: Option<RowId>,
     /// Of the labels that rules ask for, those that the workload carries.
     pub(crate) labels: BTreeSet<Labels>,
-}
-
-/// What connections to a port come to by a rule list.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct TcpSplit {
-    pub(crate) rules: RowId,
-    pub(crate) viewer: Viewer,
-    pub(crate) port: u16,
+    /// Whether the connections of the workload are captured; else its proxy opens the ports of
+    /// services.
+    pub(crate) captures: bool,
 }
 
 /// Rows that every sidecar has, whatever hosts there are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct BaseView(pub(crate) Viewer);
 
-/// Rows that every HTTP port has: listener, routes, the `*` host.
+/// Rows that every port has that several services share: listener, routes, the `*` host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PortView {
     pub(crate) viewer: Viewer,
@@ -66,21 +63,6 @@ pub(crate) struct HostView {
     pub(crate) viewer: Viewer,
 }
 
-/// Rows of a host for everybody, and for the namespaces that get others.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct HostViews(pub(crate) Arc<str>);
-
-/// The value of `HostViews`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Views {
-    pub(crate) everybody: Arc<RowSet>,
-    pub(crate) others: BTreeMap<Arc<str>, Arc<RowSet>>,
-}
-
-/// Namespaces that services of a host and policies for it name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Mentions(pub(crate) Arc<str>);
-
 /// Hosts that a scope lets through, whether or not they are visible.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Imported(pub(crate) RowId);
@@ -93,28 +75,57 @@ pub(crate) struct SidecarRows(pub(crate) Viewer);
 /// Whether a scope narrows nothing, so that its sidecars get what everybody gets.
 pub(super) fn is_wide(view: &View<'_>, scope: &SidecarScope) -> bool {
     let all = |p: &HostPattern| p.scope == HostScope::Any && &*p.host == "*";
+    let wide =
+        |l: &EgressListener| l.port.is_none() && l.excluded.is_empty() && l.hosts.iter().any(all);
     let policy = view.mesh().outbound;
-    scope.excluded.is_empty()
-        && scope.outbound.is_none_or(|own| own == policy)
-        && scope.egress.as_ref().is_none_or(|egress| egress.iter().any(all))
+    scope.outbound.is_none_or(|own| own == policy)
+        && scope
+            .egress
+            .as_ref()
+            .is_none_or(|egress| egress.iter().any(wide) && egress.iter().all(|l| l.port.is_none()))
 }
 
 /// What becomes of requests to hosts that nothing declares.
 fn outbound_policy(view: &View<'_>, viewer: &Viewer) -> OutboundPolicy {
+    if !viewer.captures {
+        // Nobody knows where the client meant to go.
+        return OutboundPolicy::RegistryOnly;
+    }
     let scope = viewer.scope.as_ref().and_then(|id| view.sidecar_scope(id));
     scope.and_then(|scope| scope.outbound).unwrap_or_else(|| view.mesh().outbound)
 }
 
-/// Whether a scope lets a host of an object of this namespace through.
-fn lets_through(scope: &SidecarScope, namespace: &Arc<str>, host: &str) -> bool {
+/// Whether a listener of a scope lets a host of an object of this namespace through.
+fn listener_lets_through(listener: &EgressListener, namespace: &Arc<str>, host: &str) -> bool {
     let matches = |p: &HostPattern| p.admits(namespace) && hosts::covers(&p.host, host);
-    scope.egress.as_ref().is_none_or(|egress| egress.iter().any(matches))
-        && !scope.excluded.iter().any(matches)
+    listener.hosts.iter().any(matches) && !listener.excluded.iter().any(matches)
+}
+
+/// Whether a scope lets a host of an object of this namespace through, on any port.
+fn lets_through(scope: &SidecarScope, namespace: &Arc<str>, host: &str) -> bool {
+    let Some(egress) = &scope.egress else { return true };
+    egress.iter().any(|listener| listener_lets_through(listener, namespace, host))
+}
+
+/// Whether a viewer reaches a host of an object of this namespace on a port: listeners for the port
+/// decide, else those for no port.
+pub(super) fn reaches(
+    view: &View<'_>,
+    viewer: &Viewer,
+    namespace: &Arc<str>,
+    host: &str,
+    port: u16,
+) -> bool {
+    let scope = viewer.scope.as_ref().and_then(|id| view.sidecar_scope(id));
+    let Some(egress) = scope.as_ref().and_then(|scope| scope.egress.as_ref()) else { return true };
+    let own = egress.iter().any(|listener| listener.port == Some(port)).then_some(port);
+    let mut deciding = egress.iter().filter(|listener| listener.port == own);
+    deciding.any(|listener| listener_lets_through(listener, namespace, host))
 }
 
 /// Rule lists that claim a host or a pattern that covers it, for the mesh; most specific pattern
 /// first.
-fn claims(view: &View<'_>, host: &str) -> Vec<Vec<(RowId, Head)>> {
+pub(super) fn claims(view: &View<'_>, host: &str) -> Vec<Vec<(RowId, Head)>> {
     let head = |id: RowId| Some((id.clone(), (*view.get(&RulesHead(id))).clone()?));
     hosts::patterns_for(host)
         .into_iter()
@@ -124,7 +135,12 @@ fn claims(view: &View<'_>, host: &str) -> Vec<Vec<(RowId, Head)>> {
 }
 
 /// The rule list that applies to a host: of the most specific pattern the first in precedence.
-fn winner(view: &View<'_>, host: &str, viewer: &Viewer, says: fn(&Head) -> bool) -> Option<RowId> {
+pub(super) fn winner(
+    view: &View<'_>,
+    host: &str,
+    viewer: &Viewer,
+    says: fn(&Head) -> bool,
+) -> Option<RowId> {
     let scope = viewer.scope.as_ref().and_then(|id| view.sidecar_scope(id));
     let applies = |head: &Head| {
         says(head)
@@ -177,44 +193,77 @@ fn add_clusters(rows: &mut RowSet, clusters: impl IntoIterator<Item = ClusterKey
     }
 }
 
-/// Add the listeners of a service's ports that are no HTTP. A service without addresses of its own
-/// is reached by those of its endpoints, as the client meant.
-fn add_tcp(
+/// Add the listeners of a service's ports that are, or may be, no HTTP.
+fn add_listeners(
     view: &View<'_>,
     rows: &mut RowSet,
-    host: &str,
     viewer: &Viewer,
     (id, service): (&RowId, &Service),
 ) {
-    let is_tcp = |p: &&ServicePort| matches!(p.protocol, Protocol::Tcp | Protocol::Tls);
-    if service.addresses.is_empty() || !service.ports.iter().any(|p| is_tcp(&p)) {
-        return;
-    }
-    let rules = winner(view, host, viewer, |head| head.has_tcp);
-    for port in service.ports.iter().filter(is_tcp).map(|p| p.number) {
-        let by_rules = rules.clone().and_then(|rules| {
-            (*view.get(&TcpSplit { rules, viewer: viewer.clone(), port })).clone()
-        });
-        let split =
-            by_rules.unwrap_or_else(|| vec![(whole(view, &viewer.client, id, service, port), 1)]);
-        add_clusters(rows, split.iter().map(|(cluster, _)| cluster.clone()));
-        let owned = service.addresses.iter().filter(|address| view.owns(id, **address, port));
-        for address in owned {
-            rows.insert(Arc::new(RowKey::TcpListener {
-                address: *address,
-                port,
+    for (at, port) in service.ports.iter().enumerate() {
+        let number = port.number;
+        if !port.protocol.is_stream()
+            || !reaches(view, viewer, &service.namespace, &service.host, number)
+        {
+            continue;
+        }
+        let addresses = match (service.headless, port.protocol) {
+            _ if !viewer.captures => Vec::new(),
+            // It may be HTTP, and that is routed by name.
+            (true, Protocol::Unknown) => Vec::new(),
+            (true, _) => view.endpoint_addresses(service),
+            (false, _) => {
+                let owned = service.addresses.iter().filter(|a| view.owns(id, **a, number));
+                owned.copied().collect()
+            }
+        };
+        for address in addresses {
+            let (chains, otherwise) = to_address(view, viewer, (id, service), (port, at), address);
+            add_chains(rows, chains.iter().chain([&otherwise]));
+            rows.insert(Arc::new(RowKey::AddressListener {
+                address,
+                port: number,
+                http: port.protocol == Protocol::Unknown,
                 service: id.clone(),
-                split: split.clone(),
+                chains,
+                otherwise,
             }));
+        }
+        if service.shares_port(number) || !viewer.captures {
+            let shared = view.get(&PortView { viewer: viewer.clone(), port: number });
+            rows.extend(shared.iter().cloned());
         }
     }
 }
 
-/// Namespaces that a visibility names.
-fn named(visibility: Visibility) -> BTreeSet<Arc<str>> {
-    match visibility {
-        Visibility::Everyone => BTreeSet::new(),
-        Visibility::Namespaces(namespaces) => namespaces,
+fn add_chains<'a>(rows: &mut RowSet, chains: impl IntoIterator<Item = &'a ChainKey>) {
+    add_clusters(rows, chains.into_iter().flat_map(|chain| chain.clusters().cloned()));
+}
+
+/// The address that a proxy opens a port on; none where connections to it are captured.
+fn bind_address(view: &View<'_>, viewer: &Viewer, port: u16) -> Option<IpAddr> {
+    let scope = viewer.scope.as_ref().and_then(|id| view.sidecar_scope(id));
+    let egress = scope.as_ref().and_then(|scope| scope.egress.as_ref());
+    let own = egress.into_iter().flatten().filter(|listener| listener.port == Some(port));
+    let loopback = (!viewer.captures).then_some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    own.filter_map(|listener| listener.bind).next().or(loopback)
+}
+
+/// Whether a viewer reaches anything by HTTP on a port.
+fn any_http(view: &View<'_>, viewer: &Viewer, port: u16) -> bool {
+    port == DEFAULT_PORT
+        || view.any_http(port, |service| {
+            viewer.client.sees(&view.visibility_of_service(service))
+                && reaches(view, viewer, &service.namespace, &service.host, port)
+        })
+}
+
+// === impl Viewer ===
+
+impl Viewer {
+    /// One that has what all others of its kind have.
+    pub(crate) fn sharing(client: Client) -> Self {
+        Self { client, scope: None, labels: BTreeSet::new(), captures: true }
     }
 }
 
@@ -224,6 +273,9 @@ impl Query for BaseView {
     type Value = RowSet;
 
     fn run(&self, view: &View<'_>) -> RowSet {
+        if !self.0.captures {
+            return RowSet::new();
+        }
         let policy = outbound_policy(view, &self.0);
         let listener = RowKey::VirtualOutbound { policy };
         RowSet::from([Arc::new(listener), Arc::new(RowKey::BuiltIn(BuiltIn::of(policy)))])
@@ -243,16 +295,29 @@ impl Query for PortView {
         let Self { viewer, port } = self;
         let policy = outbound_policy(view, viewer);
         let name = names::outbound_route_config(*port);
+        let shared = shared(view, viewer, *port);
+        // Whoever waits for HTTP would keep a server that speaks first waiting.
+        let http = !shared.server_first || any_http(view, viewer, *port);
+        let mut rows = RowSet::new();
+        add_chains(&mut rows, shared.chains.iter().chain(&shared.otherwise));
+        rows.insert(Arc::new(RowKey::BuiltIn(BuiltIn::of(policy))));
+        rows.insert(Arc::new(RowKey::OutboundListener {
+            bind: bind_address(view, viewer, *port),
+            port: *port,
+            policy,
+            http,
+            chains: shared.chains,
+            otherwise: shared.otherwise,
+        }));
+        if !http {
+            return rows;
+        }
         let rules = winner(view, "*", viewer, |head| head.has_http);
-        let mut rows = RowSet::from([
-            Arc::new(RowKey::OutboundListener { port: *port, policy }),
-            Arc::new(RowKey::RouteConfiguration {
-                name: Arc::clone(&name),
-                inline: None,
-                servers: Vec::new(),
-            }),
-            Arc::new(RowKey::BuiltIn(BuiltIn::of(policy))),
-        ]);
+        rows.insert(Arc::new(RowKey::RouteConfiguration {
+            name: Arc::clone(&name),
+            inline: None,
+            servers: Vec::new(),
+        }));
         let host = HostKey {
             route_config: name,
             domain: Arc::from("*"),
@@ -272,38 +337,61 @@ impl Query for PortView {
 
 // === impl HostView ===
 
+impl HostView {
+    /// Ports of a host that only rules declare: those of a service whose pattern covers it.
+    fn covered_ports(&self, view: &View<'_>) -> BTreeSet<u16> {
+        let patterns = hosts::patterns_for(&self.host).into_iter().skip(1);
+        let mut services = patterns.filter_map(|p| view.service(&p, &self.viewer.client));
+        match services.next() {
+            Some((_, service)) => {
+                let http = service.ports.iter().filter(|p| p.protocol.is_http());
+                http.map(|p| p.number).collect()
+            }
+            None => BTreeSet::from([DEFAULT_PORT]),
+        }
+    }
+}
+
 impl Query for HostView {
     type Value = RowSet;
 
     fn run(&self, view: &View<'_>) -> RowSet {
         let Self { host, viewer } = self;
         let mut rows = RowSet::new();
-        let service = view.service(host, &viewer.client);
-        let rules = winner(view, host, viewer, |head| head.has_http);
-        if let Some((id, service)) = &service {
-            add_tcp(view, &mut rows, host, viewer, (id, service));
+        let named = view.service(host, &viewer.client);
+        // Another name of a service means that service.
+        let target = named.as_ref().and_then(|(_, s)| view.target_of(s, &viewer.client));
+        let service = target.clone().or_else(|| named.clone());
+        let rules = winner(view, host, viewer, |head| head.has_http).or_else(|| {
+            let (_, target) = target.as_ref()?;
+            winner(view, &target.host, viewer, |head| head.has_http)
+        });
+        if let (Some((id, service)), None) = (&named, &target) {
+            add_listeners(view, &mut rows, viewer, (id, service));
         }
         let ports: BTreeSet<u16> = match &service {
-            Some((_, service)) => {
-                let http = service.ports.iter().filter(|p| p.protocol.is_http());
-                http.map(|p| p.number).collect()
+            Some((_, row)) => {
+                let namespace =
+                    named.as_ref().map_or(&row.namespace, |(_, named)| &named.namespace);
+                let http = row.ports.iter().filter(|p| p.protocol.is_http()).map(|p| p.number);
+                http.filter(|port| reaches(view, viewer, namespace, host, *port)).collect()
             }
-            None if rules.is_some() && !view.is_alias(host) => BTreeSet::from([DEFAULT_PORT]),
+            None if rules.is_some() && !view.is_alias(host) => self.covered_ports(view),
             None => return rows,
         };
         for port in ports {
-            let (names, otherwise) = match &service {
-                Some((id, row)) => (
+            let (names, otherwise) = match (&named, &service) {
+                (Some((id, row)), Some((target, service))) => (
                     HostNames::Service {
                         id: id.clone(),
                         own: viewer.client.is_of(&row.namespace),
                         port,
                     },
-                    Otherwise::Cluster(whole(view, &viewer.client, id, row, port)),
+                    Otherwise::Cluster(whole(view, &viewer.client, target, service, port)),
                 ),
-                None => (HostNames::Domain, Otherwise::NotFound),
+                _ => (HostNames::Domain, Otherwise::NotFound),
             };
-            let host = HostKey {
+            let key = HostKey {
                 route_config: names::outbound_route_config(port),
                 domain: Arc::clone(host),
                 names,
@@ -311,7 +399,13 @@ impl Query for HostView {
                 otherwise,
                 servers: Vec::new(),
             };
-            add_host(&mut rows, host);
+            if let Some((id, row)) = named.as_ref().filter(|(_, row)| row.headless) {
+                let domain = Arc::from(format!("*.{host}"));
+                let own = viewer.client.is_of(&row.namespace);
+                let names = HostNames::Endpoints { id: id.clone(), own };
+                add_host(&mut rows, HostKey { domain, names, ..key.clone() });
+            }
+            add_host(&mut rows, key);
             let shared = view.get(&PortView { viewer: viewer.clone(), port });
             rows.extend(shared.iter().cloned());
         }
@@ -320,67 +414,6 @@ impl Query for HostView {
 
     fn key(&self) -> Key {
         Key::HostView(self.clone())
-    }
-}
-
-// === impl HostViews ===
-
-impl Query for HostViews {
-    type Value = Views;
-
-    fn run(&self, view: &View<'_>) -> Views {
-        let host = &self.0;
-        let of = |client| HostView {
-            host: Arc::clone(host),
-            viewer: Viewer { client, scope: None, labels: BTreeSet::new() },
-        };
-        let everybody = view.get(&of(Client::Anyone));
-        let mut namespaces = (*view.get(&Mentions(Arc::clone(host)))).clone();
-        namespaces.extend(view.services_of(host).iter().map(|(_, s)| Arc::clone(&s.namespace)));
-        for (_, head) in claims(view, host).into_iter().flatten() {
-            namespaces.extend(named(view.visibility_of_rules(&head)));
-            namespaces.extend(head.source_namespaces.iter().cloned());
-            for destination in &head.destinations {
-                namespaces.extend(view.get(&Mentions(Arc::clone(destination))).iter().cloned());
-            }
-        }
-        let mut others = BTreeMap::new();
-        for namespace in namespaces {
-            let own = view.get(&of(Client::Namespace(Arc::clone(&namespace))));
-            if own != everybody {
-                others.insert(namespace, own);
-            }
-        }
-        Views { everybody, others }
-    }
-
-    fn key(&self) -> Key {
-        Key::HostViews(self.clone())
-    }
-}
-
-// === impl Mentions ===
-
-impl Query for Mentions {
-    type Value = BTreeSet<Arc<str>>;
-
-    fn run(&self, view: &View<'_>) -> BTreeSet<Arc<str>> {
-        let mut namespaces = BTreeSet::new();
-        let services = view.services_of(&self.0);
-        for (_, service) in &services {
-            namespaces.extend(named(view.visibility_of_service(service)));
-        }
-        for pattern in hosts::patterns_for(&self.0) {
-            for (_, policy) in view.policies_for(&pattern) {
-                namespaces.extend(named(view.visibility_of_policy(&policy)));
-                namespaces.insert(Arc::clone(&policy.namespace));
-            }
-        }
-        namespaces
-    }
-
-    fn key(&self) -> Key {
-        Key::Mentions(self.clone())
     }
 }
 
@@ -408,42 +441,6 @@ impl Query for SidecarRows {
     }
 }
 
-// === impl TcpSplit ===
-
-impl Query for TcpSplit {
-    /// None when no rule is for such connections.
-    type Value = Option<Vec<(ClusterKey, u32)>>;
-
-    fn run(&self, view: &View<'_>) -> Self::Value {
-        let Self { rules, viewer, port } = self;
-        let list = view.rules(rules)?;
-        let bound = BTreeSet::from([GatewayName::Mesh]);
-        let matches = |m: &TcpMatch| {
-            m.port.is_none_or(|wanted| wanted == *port)
-                && holds(&m.source, &viewer.client, &viewer.labels, &bound)
-        };
-        let rule =
-            list.tcp.iter().find(|r| r.matches.is_empty() || r.matches.iter().any(matches))?;
-        let examined = examine(view, &viewer.client, &rule.destinations, *port);
-        let shares = rule.destinations.iter().zip(examined);
-        let mut split: Vec<(ClusterKey, u32)> = Vec::new();
-        for (destination, (cluster, _)) in shares {
-            let Some(cluster) = cluster else { continue };
-            match split.iter_mut().find(|(known, _)| *known == cluster) {
-                Some((_, weight)) => *weight = weight.saturating_add(destination.weight),
-                None => split.push((cluster, destination.weight)),
-            }
-        }
-        // A weight of nothing is no member of Envoy's split.
-        split.retain(|(_, weight)| *weight > 0);
-        (!split.is_empty()).then_some(split)
-    }
-
-    fn key(&self) -> Key {
-        Key::TcpSplit(self.clone())
-    }
-}
-
 // === impl Imported ===
 
 impl Query for Imported {
@@ -452,11 +449,16 @@ impl Query for Imported {
     fn run(&self, view: &View<'_>) -> BTreeSet<Arc<str>> {
         let mut found = BTreeSet::new();
         let Some(scope) = view.sidecar_scope(&self.0) else { return found };
-        let everything = [HostPattern { scope: HostScope::Any, host: Arc::from("*") }];
-        for pattern in scope.egress.as_deref().unwrap_or(&everything) {
-            for (namespace, host) in view.declared(pattern) {
-                if lets_through(&scope, &namespace, &host) {
-                    found.insert(host);
+        let everything = [EgressListener {
+            hosts: vec![HostPattern { scope: HostScope::Any, host: Arc::from("*") }],
+            ..EgressListener::default()
+        }];
+        for listener in scope.egress.as_deref().unwrap_or(&everything) {
+            for pattern in &listener.hosts {
+                for (namespace, host) in view.declared(pattern) {
+                    if lets_through(&scope, &namespace, &host) {
+                        found.insert(host);
+                    }
                 }
             }
         }

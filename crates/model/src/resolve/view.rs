@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use super::client::Client;
 use super::rules::Head;
-use super::{Labels, MeshSettings, RulesHead, selects};
+use super::{Labels, MeshSettings, RulesHead, precedence, selects};
 use crate::hosts;
 use crate::rows::{
     DestinationPolicy, EndpointSlice, Gateway, GatewayName, HostPattern, HostScope, Mesh, Node,
-    RouteRules, Service, SidecarScope, Visibility, Workload,
+    RouteRules, Selects, Service, SidecarScope, Visibility, Workload,
 };
 use crate::snapshot::{IndexKey, Indexed, RowId, Snapshot, Table};
 use crate::track::{Fact, View};
@@ -117,18 +117,85 @@ impl View<'_> {
         service.export_to.clone().unwrap_or_else(default)
     }
 
-    /// The service of this host; when several declare it, the first in order that clients of this
-    /// namespace see.
+    /// The service of this host that clients of this namespace see. When several declare it: that
+    /// of their own namespace, else Kubernetes' own, else the first in order of precedence.
     pub(super) fn service(
         &self,
         host: &Arc<str>,
         client: &Client,
     ) -> Option<(RowId, Arc<Service>)> {
-        let key = IndexKey::ServiceHost(Arc::clone(host));
-        self.ids(&key, |s| &s.services).into_iter().find_map(|id| {
-            let row = self.service_by_id(&id)?;
-            client.sees(&self.visibility_of_service(&row)).then_some((id, row))
+        let seen = |(_, row): &(RowId, Arc<Service>)| client.sees(&self.visibility_of_service(row));
+        self.services_of(host).into_iter().filter(seen).min_by(|(a, x), (b, y)| {
+            let rank = |row: &Service| (!client.is_of(&row.namespace), row.selects);
+            let order = rank(x).cmp(&rank(y));
+            order.then_with(|| precedence(x.created, a).cmp(&precedence(y.created, b)))
         })
+    }
+
+    /// The service that another one is but a name of, if it is there.
+    pub(super) fn target_of(
+        &self,
+        service: &Service,
+        client: &Client,
+    ) -> Option<(RowId, Arc<Service>)> {
+        let target = self.service(service.alias_of.as_ref()?, client)?;
+        target.1.alias_of.is_none().then_some(target)
+    }
+
+    /// Services whose connections to a port come in where those to others do.
+    pub(super) fn shared_port(&self, port: u16) -> Vec<(RowId, Arc<Service>)> {
+        self.bucket(&IndexKey::SharedPort(port), |s| &s.services)
+    }
+
+    /// Services that have a port which is, or may be, no HTTP.
+    pub(super) fn stream_port(&self, port: u16) -> Vec<(RowId, Arc<Service>)> {
+        self.bucket(&IndexKey::StreamPort(port), |s| &s.services)
+    }
+
+    /// Whether any service that has HTTP on a port is such a one.
+    pub(super) fn any_http(&self, port: u16, mut is_such: impl FnMut(&Service) -> bool) -> bool {
+        let key = IndexKey::HttpPort(port);
+        self.note(Fact::Members(key.clone()));
+        self.snapshot.services.find(&key).any(|(id, service)| {
+            self.note(Fact::Row(id.clone()));
+            is_such(service)
+        })
+    }
+
+    /// Addresses of the endpoints of a service, each once.
+    pub(super) fn endpoint_addresses(&self, service: &Service) -> Vec<IpAddr> {
+        let slices = self.slices(service).into_iter().filter_map(|id| self.slice(&id));
+        let of_slice = |slice: Arc<EndpointSlice>| {
+            let serving = slice.endpoints.iter().filter(|e| e.ready || e.draining);
+            serving.filter_map(|e| e.addresses.first().copied()).collect::<Vec<_>>()
+        };
+        slices.flat_map(of_slice).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether the selector of a service may give it endpoints.
+    pub(super) fn may_select(&self, service: &Service) -> bool {
+        let registered = || {
+            let key = IndexKey::RegisteredIn(Arc::clone(&service.namespace));
+            !self.ids(&key, |s| &s.workloads).is_empty()
+        };
+        !service.selector.is_empty() && (service.selects == Selects::All || registered())
+    }
+
+    /// Workloads that a service selects, beside those that its slices name; in order.
+    pub(super) fn selected_workloads(&self, service: &Service) -> Vec<Arc<Workload>> {
+        let Some((key, value)) = service.selector.iter().next() else { return Vec::new() };
+        let namespace = Arc::clone(&service.namespace);
+        let key = match service.selects {
+            Selects::All => IndexKey::WorkloadLabel(namespace, Arc::clone(key), Arc::clone(value)),
+            Selects::Registered => IndexKey::RegisteredIn(namespace),
+        };
+        let all = self.bucket(&key, |s| &s.workloads).into_iter().map(|(_, workload)| workload);
+        all.filter(|workload| selects(&service.selector, &workload.labels)).collect()
+    }
+
+    /// Rules for TLS connections in the mesh.
+    pub(super) fn tls_rules(&self) -> Vec<RowId> {
+        self.ids(&IndexKey::TlsRules, |s| &s.rules)
     }
 
     /// All services that declare a host, in order.

@@ -10,13 +10,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::cluster::hash_key;
 use super::router::origins;
 use super::{ClusterKey, HostKey, HostNames, Otherwise};
 use crate::ir::{self, Action, PathMatch, RedirectTo, Route, RouteMatch, WeightedCluster};
 use crate::names;
 use crate::object::Origins;
 use crate::rows::{
-    HttpAction, HttpMatch, HttpRule, Mesh, OutboundPolicy, RetryPolicy, Rewrite, Service,
+    HashKey, HttpAction, HttpMatch, HttpRule, Mesh, OutboundPolicy, RetryPolicy, Rewrite, Service,
     StringMatch, WeightedDestination,
 };
 use crate::snapshot::RowId;
@@ -40,11 +41,19 @@ pub(super) fn virtual_host(view: &View<'_>, key: &HostKey) -> ir::VirtualHost {
     let HostKey { route_config, domain, names: host_names, rules, otherwise, servers } = key;
     let mesh = view.mesh();
     let mut domains = vec![Arc::clone(domain)];
-    let mut service = None;
-    if let HostNames::Service { id, own, port } = host_names {
-        service = Some(id);
-        domains.extend(aliases(view, id, domain, *own, *port));
-    }
+    let service = match host_names {
+        HostNames::Domain => None,
+        HostNames::Service { id, own, port } => {
+            domains.extend(aliases(view, id, domain, *own, Some(*port)));
+            Some(id)
+        }
+        HostNames::Endpoints { id, own } => {
+            let host = domain.trim_start_matches("*.");
+            let below = |name: Arc<str>| Arc::from(format!("*.{name}"));
+            domains.extend(aliases(view, id, host, *own, None).into_iter().map(below));
+            Some(id)
+        }
+    };
     let mut routes = Vec::new();
     let mut all = Origins::default();
     for bound in rules {
@@ -52,7 +61,7 @@ pub(super) fn virtual_host(view: &View<'_>, key: &HostKey) -> ir::VirtualHost {
         let Some(list) = view.rules(&bound.id) else { continue };
         for (at, (rule, outcome)) in list.http.iter().zip(bound.outcome.iter()).enumerate() {
             for condition in conditions(at, rule, bound) {
-                routes.push(route(&mesh, &bound.id, rule, outcome, condition));
+                routes.push(route(view, &mesh, &bound.id, rule, outcome, condition));
             }
         }
     }
@@ -60,7 +69,7 @@ pub(super) fn virtual_host(view: &View<'_>, key: &HostKey) -> ir::VirtualHost {
         routes.sort_by_key(|r: &Route| r.matcher.is_everything());
     }
     if rules.is_empty() {
-        routes.extend(fallback(&mesh, otherwise));
+        routes.extend(fallback(view, &mesh, otherwise));
     }
     let service = service.map(|id| id.origin(""));
     for origin in origins(servers).0.into_iter().chain(service) {
@@ -71,13 +80,14 @@ pub(super) fn virtual_host(view: &View<'_>, key: &HostKey) -> ir::VirtualHost {
         name: names::virtual_host(route_config, domain),
         domains,
         routes,
+        pinned: matches!(host_names, HostNames::Endpoints { .. }),
         origins: all,
     }
 }
 
-/// Other names of a service's host, and its addresses. Its bare name means it only in its own
+/// Other names of a service's host, and its addresses on a port. Its bare name means it only in its own
 /// namespace.
-fn aliases(view: &View<'_>, id: &RowId, host: &str, own: bool, port: u16) -> Vec<Arc<str>> {
+fn aliases(view: &View<'_>, id: &RowId, host: &str, own: bool, port: Option<u16>) -> Vec<Arc<str>> {
     let Some(service) = view.service_by_id(id) else { return Vec::new() };
     let Service { name, namespace, addresses, .. } = &*service;
     let mut out: Vec<Arc<str>> = Vec::new();
@@ -93,13 +103,15 @@ fn aliases(view: &View<'_>, id: &RowId, host: &str, own: bool, port: u16) -> Vec
         IpAddr::V4(address) => Arc::from(address.to_string()),
         IpAddr::V6(address) => Arc::from(format!("[{address}]")),
     };
-    out.extend(addresses.iter().filter(|address| view.owns(id, **address, port)).map(text));
+    if let Some(port) = port {
+        out.extend(addresses.iter().filter(|address| view.owns(id, **address, port)).map(text));
+    }
     out
 }
 
 /// The route of a host for which no rules are in force; none = 404.
-fn fallback(mesh: &Mesh, otherwise: &Otherwise) -> Option<Route> {
-    let forward = |cluster: &Arc<str>, retries| Action::Forward {
+fn fallback(view: &View<'_>, mesh: &Mesh, otherwise: &Otherwise) -> Option<Route> {
+    let forward = |cluster: &Arc<str>, retries, hash: Option<HashKey>| Action::Forward {
         clusters: vec![WeightedCluster {
             cluster: Arc::clone(cluster),
             weight: 1,
@@ -108,13 +120,17 @@ fn fallback(mesh: &Mesh, otherwise: &Otherwise) -> Option<Route> {
         rewrite: Rewrite::default(),
         timeout: None,
         retries,
+        hash: hash.into_iter().collect(),
     };
     let (name, action) = match otherwise {
         Otherwise::NotFound => return None,
-        Otherwise::Cluster(key) => ("default", forward(&key.name, mesh.default_retry.clone())),
+        Otherwise::Cluster(key) => {
+            let retries = mesh.default_retry.clone();
+            ("default", forward(&key.name, retries, hash_key(view, key)))
+        }
         Otherwise::Policy(OutboundPolicy::AllowAny) => {
             let never = RetryPolicy { attempts: 0, ..RetryPolicy::default() };
-            ("allow_any", forward(&Arc::from(names::PASSTHROUGH), never))
+            ("allow_any", forward(&Arc::from(names::PASSTHROUGH), never, None))
         }
         Otherwise::Policy(OutboundPolicy::RegistryOnly) => {
             ("block_all", Action::Respond { status: 502, body: None })
@@ -136,6 +152,7 @@ fn conditions<'a>(at: usize, rule: &'a HttpRule, bound: &BoundRules) -> Vec<Opti
 }
 
 fn route(
+    view: &View<'_>,
     mesh: &Mesh,
     id: &RowId,
     rule: &HttpRule,
@@ -160,6 +177,7 @@ fn route(
             rewrite: forward.rewrite.clone(),
             timeout: forward.timeout,
             retries: forward.retries.clone().unwrap_or_else(|| mesh.default_retry.clone()),
+            hash: hash_keys(view, outcome),
         },
     };
     let name = match (&rule.name, condition.and_then(|m| m.name.as_ref())) {
@@ -173,6 +191,12 @@ fn route(
         action,
         origins: Origins::one(id.origin(Arc::clone(field))),
     }
+}
+
+/// What decides the endpoint in those clusters that choose it by a hash.
+fn hash_keys(view: &View<'_>, outcome: &[Option<ClusterKey>]) -> Vec<HashKey> {
+    let keys = outcome.iter().flatten().filter_map(|cluster| hash_key(view, cluster));
+    keys.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The split; equal clusters are added up, because Envoy would pick the same one twice.

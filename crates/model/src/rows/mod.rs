@@ -14,18 +14,23 @@ mod service;
 mod visibility;
 mod workload;
 
+pub use ipnet::IpNet;
+
 pub use gateway::{Gateway, HostPattern, HostScope, Server};
 pub use mesh::Mesh;
 pub use policy::{
-    ConnectionPool, DestinationPolicy, Http2KeepAlive, HttpPool, LbAlgorithm, OutlierDetection,
-    Subset, TcpKeepAlive, TcpPool, TrafficPolicy, UpgradePolicy,
+    ConnectionPool, DestinationPolicy, HashKey, Http2KeepAlive, HttpPool, LbAlgorithm,
+    LoadBalancer, OutlierDetection, Subset, TcpKeepAlive, TcpPool, TrafficPolicy, UpgradePolicy,
 };
 pub use routing::{
     Destination, Forward, GatewayName, HeaderMatch, HttpAction, HttpMatch, HttpRule, PortRedirect,
     QueryMatch, Redirect, RetryBackOff, RetryPolicy, Rewrite, RouteRules, Source, StringMatch,
-    TcpMatch, TcpRule, UriRewrite, WeightedDestination,
+    TcpMatch, TcpRule, TlsMatch, TlsRule, UriRewrite, WeightedDestination,
 };
-pub use scope::{OutboundPolicy, SidecarScope};
-pub use service::{Endpoint, EndpointSlice, Protocol, Service, ServicePort, SlicePort, TargetPort};
+pub use scope::{EgressListener, IngressListener, IngressTarget, OutboundPolicy, SidecarScope};
+pub use service::{
+    Declared, Endpoint, EndpointSlice, Protocol, Resolution, Selects, Service, ServicePort,
+    SlicePort, TargetPort,
+};
 pub use visibility::{DefaultVisibility, Visibility};
 pub use workload::{Locality, Namespace, Node, Workload};

@@ -19,6 +19,47 @@ pub enum LbAlgorithm {
     Random,
     /// The address that the client asked for.
     Passthrough,
+    /// By a hash, on a ring.
+    RingHash {
+        /// Least number of points on the ring; at most 8,388,608.
+        least: u32,
+    },
+    /// By a hash, in a table.
+    Maglev {
+        /// Size of the table: a prime up to 5,000,011.
+        size: u32,
+    },
+}
+
+/// What requests have in common that are to go to one endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HashKey {
+    /// A header of this name.
+    Header(Arc<str>),
+    /// A cookie; given to clients without one where it has a life.
+    Cookie {
+        /// Name.
+        name: Arc<str>,
+        /// Path for which it is given.
+        path: Option<Arc<str>>,
+        /// Its life; zero = as long as the client's session. Shape: none = it is never given.
+        ttl: Option<Duration>,
+        /// Other attributes, with their values.
+        attributes: Vec<(Arc<str>, Arc<str>)>,
+    },
+    /// The address of the client.
+    SourceIp,
+    /// A query parameter of this name.
+    Query(Arc<str>),
+}
+
+/// How an endpoint is chosen, and by what.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LoadBalancer {
+    /// How.
+    pub algorithm: LbAlgorithm,
+    /// By what, where it is by a hash.
+    pub hash: Option<HashKey>,
 }
 
 /// Whether connections are upgraded to HTTP/2.
@@ -124,11 +165,13 @@ pub struct OutlierDetection {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TrafficPolicy {
     /// Load balancing.
-    pub load_balancer: Option<LbAlgorithm>,
+    pub load_balancer: Option<LoadBalancer>,
     /// Limits.
     pub connection_pool: Option<ConnectionPool>,
     /// Setting endpoints aside.
     pub outlier_detection: Option<OutlierDetection>,
+    /// What holds for a port of the service instead of all of the above.
+    pub ports: BTreeMap<u16, TrafficPolicy>,
 }
 
 /// A named part of a destination.
@@ -166,14 +209,35 @@ pub struct DestinationPolicy {
 // === impl TrafficPolicy ===
 
 impl TrafficPolicy {
-    /// This policy where `over` says nothing: each of the parts is replaced as a whole.
+    /// What holds for a port: what is said of it, else what is said of all.
     #[must_use]
-    pub fn overlaid(&self, over: &Self) -> Self {
-        let Self { load_balancer, connection_pool, outlier_detection } = over;
-        Self {
-            load_balancer: load_balancer.or(self.load_balancer),
-            connection_pool: connection_pool.clone().or_else(|| self.connection_pool.clone()),
-            outlier_detection: outlier_detection.clone().or_else(|| self.outlier_detection.clone()),
+    pub fn of_port(&self, port: u16) -> Self {
+        let of_all = || Self { ports: BTreeMap::new(), ..self.clone() };
+        self.ports.get(&port).cloned().unwrap_or_else(of_all)
+    }
+
+    /// What holds for a port of a part of the whole that this policy is of: each thing that the
+    /// policy of the part says replaces that of the whole.
+    #[must_use]
+    pub fn of_part(&self, part: &Self, port: u16) -> Self {
+        if let Some(own) = part.ports.get(&port) {
+            return own.clone();
         }
+        let Self { load_balancer, connection_pool, outlier_detection, ports: _ } = part.clone();
+        let whole = self.of_port(port);
+        Self {
+            load_balancer: load_balancer.or(whole.load_balancer),
+            connection_pool: connection_pool.or(whole.connection_pool),
+            outlier_detection: outlier_detection.or(whole.outlier_detection),
+            ports: BTreeMap::new(),
+        }
+    }
+}
+
+// === impl LoadBalancer ===
+
+impl From<LbAlgorithm> for LoadBalancer {
+    fn from(algorithm: LbAlgorithm) -> Self {
+        Self { algorithm, hash: None }
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::visibility::Visibility;
 
 /// A text to compare with.
@@ -74,12 +76,36 @@ pub struct Source {
 }
 
 /// Conditions on a connection that must all hold.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TcpMatch {
     /// Port that the connection was meant for.
     pub port: Option<u16>,
+    /// Blocks that the address lies in that it was meant for; empty = any.
+    pub destinations: Vec<IpNet>,
+    /// Block that its client's address lies in.
+    pub client: Option<IpNet>,
     /// Whose connections.
     pub source: Source,
+}
+
+/// Conditions on a TLS connection that must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TlsMatch {
+    /// Names, or patterns such as `*.a.com`, one of which its client asks for; at least one.
+    pub server_names: Vec<Arc<str>>,
+    /// The others.
+    pub connection: TcpMatch,
+}
+
+/// One rule for TLS connections that are forwarded as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TlsRule {
+    /// Field path of the rule in its object.
+    pub field: Arc<str>,
+    /// Conditions, any of which suffices; at least one.
+    pub matches: Vec<TlsMatch>,
+    /// The split; at least one.
+    pub destinations: Vec<WeightedDestination>,
 }
 
 /// One rule for connections: any of the conditions, then the split.
@@ -263,7 +289,9 @@ pub struct RouteRules {
     pub export_to: Option<Visibility>,
     /// HTTP rules in the order in which they are tried.
     pub http: Vec<HttpRule>,
-    /// Rules for connections that are no HTTP, in the order in which they are tried.
+    /// Rules for TLS connections, in the order in which they are tried.
+    pub tls: Vec<TlsRule>,
+    /// Rules for connections that are neither, in the order in which they are tried.
     pub tcp: Vec<TcpRule>,
 }
 
@@ -297,6 +325,8 @@ impl RouteRules {
     /// What its conditions say of who asks.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
         let http = self.http.iter().flat_map(|rule| &rule.matches).map(|m| &m.source);
-        http.chain(self.tcp.iter().flat_map(|rule| &rule.matches).map(|m| &m.source))
+        let tls = self.tls.iter().flat_map(|rule| &rule.matches).map(|m| &m.connection.source);
+        let tcp = self.tcp.iter().flat_map(|rule| &rule.matches).map(|m| &m.source);
+        http.chain(tls).chain(tcp)
     }
 }

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// A running instance: a Pod, later a WorkloadEntry.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+use super::service::Declared;
+
+/// A running instance: a Pod, or a WorkloadEntry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Workload {
     /// Namespace.
     pub namespace: Arc<str>,
@@ -19,10 +21,14 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// Identity it runs as; `default` when none is named.
     pub service_account: Arc<str>,
-    /// Container ports that have a name.
+    /// Its ports that have a name.
     pub named_ports: BTreeMap<Arc<str>, u16>,
     /// The node it runs on.
     pub node: Option<Arc<str>>,
+    /// Whether it takes requests.
+    pub ready: bool,
+    /// What its user says of it. Shape: none = it is a Pod.
+    pub declared: Option<Arc<Declared>>,
 }
 
 /// Where something runs; empty parts are not known.

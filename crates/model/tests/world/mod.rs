@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{
-    DefaultVisibility, Destination, DestinationPolicy, Endpoint, EndpointSlice, Forward, Gateway,
-    GatewayName, HostPattern, HostScope, HttpAction, HttpMatch, HttpRule, LbAlgorithm, Locality,
-    Mesh, Namespace, Node, OutboundPolicy, Protocol, Rewrite, RouteRules, Server, Service,
-    ServicePort, SidecarScope, SlicePort, Source, StringMatch, Subset, TargetPort, TcpMatch,
-    TcpRule, TrafficPolicy, WeightedDestination, Workload,
+    Declared, DefaultVisibility, Destination, DestinationPolicy, EgressListener, Endpoint,
+    EndpointSlice, Forward, Gateway, GatewayName, HashKey, HostPattern, HostScope, HttpAction,
+    HttpMatch, HttpRule, IngressListener, IngressTarget, LbAlgorithm, LoadBalancer, Locality, Mesh,
+    Namespace, Node, OutboundPolicy, Protocol, Resolution, Rewrite, RouteRules, Selects, Server,
+    Service, ServicePort, SidecarScope, SlicePort, Source, StringMatch, Subset, TargetPort,
+    TcpMatch, TcpRule, TlsMatch, TlsRule, TrafficPolicy, WeightedDestination, Workload,
 };
 use model::{
     Capabilities, Engine, Kind, LayerId, ObjectRef, Proxy, ProxyKey, ResourceId, Row, ScopeId, ir,
@@ -43,9 +44,10 @@ pub(crate) fn host(n: u8) -> Arc<str> {
     format!("s{n}.ns.svc.cluster.local").into()
 }
 
-/// A host of a service: of two namespaces.
+/// A host of a service: of two namespaces, and one that Kubernetes does not know.
 fn service_host() -> impl Strategy<Value = Arc<str>> {
-    select(vec![host(0), host(1), Arc::from("s0.other.svc.cluster.local")])
+    let known = [host(0), host(1), Arc::from("s0.other.svc.cluster.local")];
+    select(known.into_iter().chain(["a.com".into(), "*.com".into()]).collect::<Vec<_>>())
 }
 
 /// A namespace: that of most objects, another, or the root namespace.
@@ -74,17 +76,31 @@ fn visibility() -> impl Strategy<Value = Option<DefaultVisibility>> {
 }
 
 fn service() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    use Protocol::{Http, Http2, Tcp, Unknown};
-    let protocol = select(vec![Http, Http2, Tcp, Unknown]);
-    (service_host(), 0..3_u16, protocol, namespace(), visibility(), 0..3_u8).prop_map(
-        |(host, port, protocol, namespace, export_to, form)| {
+    use Protocol::{Http, Http2, Tcp, Tls, Unknown};
+    let protocol = select(vec![Http, Http2, Tcp, Tcp, Tls, Unknown]);
+    let what = (0..8_u8, proptest::option::of(0..2_i64));
+    (service_host(), 0..2_u16, protocol, namespace(), visibility(), what).prop_map(
+        |(host, port, protocol, namespace, export_to, (form, created))| {
             let name = host.split('.').next().unwrap_or_default().to_owned();
             let row = Service {
                 // One host may be declared in two namespaces.
                 host,
                 namespace: namespace.into(),
                 name: name.as_str().into(),
+                created,
                 addresses: (form == 1).then(|| IpAddr::from([10, 0, 0, 1])).into_iter().collect(),
+                subnets: (form == 3)
+                    .then(|| "10.0.0.0/24".parse().ok())
+                    .flatten()
+                    .into_iter()
+                    .collect(),
+                headless: form == 4,
+                resolution: match form {
+                    5 => Resolution::Original,
+                    6 | 7 => Resolution::Dns,
+                    _ => Resolution::Endpoints,
+                },
+                alias_of: (form == 7).then(|| self::host(1)),
                 ports: vec![ServicePort {
                     number: 80 + port,
                     name: "http".into(),
@@ -95,6 +111,7 @@ fn service() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                     0 => BTreeMap::new(),
                     _ => labels(&[("app", &name)]),
                 },
+                selects: if created.is_some() { Selects::All } else { Selects::Registered },
                 export_to: export_to.map(|v| v.of(&namespace.into())),
             };
             (owner_in(namespace, "Service", &name), Row::Service(row.into()))
@@ -102,8 +119,17 @@ fn service() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
     )
 }
 
+fn declared(n: u8) -> Arc<Declared> {
+    Arc::new(Declared {
+        dns_name: (n == 1).then(|| "b.com".into()),
+        labels: labels(&[("version", &format!("v{n}"))]),
+        locality: Locality { zone: format!("z{n}").into(), ..Locality::default() },
+        weight: u32::from(n) + 1,
+    })
+}
+
 fn slice() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    (0..2_u8, 0..3_u8, 0..4_u8, any::<bool>(), namespace(), 0..3_u8).prop_map(
+    (0..2_u8, 0..3_u8, 0..4_u8, any::<bool>(), namespace(), 0..4_u8).prop_map(
         |(n, slice, last, ready, namespace, place)| {
             let endpoint = |i: u8| Endpoint {
                 addresses: vec![IpAddr::from([127, 0, 0, i])],
@@ -112,6 +138,7 @@ fn slice() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 workload: Some(format!("p{i}").into()),
                 node: (place > 0).then(|| format!("n{}", i % 2).into()),
                 zone: (place == 2).then(|| "z".into()),
+                declared: (place == 3).then(|| declared(i)),
             };
             let row = EndpointSlice {
                 namespace: namespace.into(),
@@ -128,18 +155,22 @@ fn slice() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
 }
 
 fn workload() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    (0..4_u8, 0..2_u8, 0..3_u8, namespace()).prop_map(|(n, app, version, namespace)| {
-        let row = Workload {
-            namespace: namespace.into(),
-            name: format!("p{n}").into(),
-            labels: labels(&[("app", &format!("s{app}")), ("version", &format!("v{version}"))]),
-            addresses: vec![IpAddr::from([127, 0, 0, n])],
-            service_account: "default".into(),
-            named_ports: BTreeMap::new(),
-            node: None,
-        };
-        (owner_in(namespace, "Pod", &format!("p{n}")), Row::Workload(row.into()))
-    })
+    (0..4_u8, 0..2_u8, 0..3_u8, namespace(), 0..4_u8).prop_map(
+        |(n, app, version, namespace, form)| {
+            let row = Workload {
+                namespace: namespace.into(),
+                name: format!("p{n}").into(),
+                labels: labels(&[("app", &format!("s{app}")), ("version", &format!("v{version}"))]),
+                addresses: vec![IpAddr::from([127, 0, 0, n])],
+                service_account: "default".into(),
+                named_ports: BTreeMap::new(),
+                node: None,
+                ready: form != 1,
+                declared: (form == 2).then(|| declared(version)),
+            };
+            (owner_in(namespace, "Pod", &format!("p{n}")), Row::Workload(row.into()))
+        },
+    )
 }
 
 /// What a rule list is for.
@@ -152,6 +183,15 @@ const RULE_HOSTS: [&str; 7] = [
     "*.ns.svc.cluster.local",
     "s1.ns",
 ];
+
+/// Conditions on addresses.
+fn blocks(n: u8) -> TcpMatch {
+    TcpMatch {
+        destinations: (n == 2).then(|| "10.0.0.0/30".parse().ok()).flatten().into_iter().collect(),
+        client: if n == 0 { "10.1.0.0/16".parse().ok() } else { None },
+        ..TcpMatch::default()
+    }
+}
 
 fn rules() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
     let what = (
@@ -214,7 +254,18 @@ fn rules() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 tcp: tcp
                     .then(|| TcpRule {
                         field: "spec.tcp[0]".into(),
-                        matches: vec![TcpMatch { port: None, source }],
+                        matches: vec![TcpMatch { source: source.clone(), ..blocks(n) }],
+                        destinations: vec![destination(subset, 1), destination(0, weight)],
+                    })
+                    .into_iter()
+                    .collect(),
+                tls: (n != 1)
+                    .then(|| TlsRule {
+                        field: "spec.tls[0]".into(),
+                        matches: vec![TlsMatch {
+                            server_names: vec!["a.com".into(), on.into()],
+                            connection: TcpMatch { source, ..blocks(n) },
+                        }],
                         destinations: vec![destination(subset, 1), destination(0, weight)],
                     })
                     .into_iter()
@@ -231,7 +282,16 @@ fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         1 => Just(Arc::from("*.ns.svc.cluster.local")),
         1 => Just(Arc::from("*")),
     ];
-    let balancer = select(vec![None, Some(LbAlgorithm::Random), Some(LbAlgorithm::Passthrough)]);
+    let hash = LoadBalancer {
+        algorithm: LbAlgorithm::RingHash { least: 1024 },
+        hash: Some(HashKey::SourceIp),
+    };
+    let balancer = select(vec![
+        None,
+        Some(LbAlgorithm::Random.into()),
+        Some(LbAlgorithm::Passthrough.into()),
+        Some(hash),
+    ]);
     (0..2_u8, of, balancer, 0..3_u8, namespace(), visibility()).prop_map(
         |(n, of, load_balancer, version, namespace, export_to)| {
             let row = DestinationPolicy {
@@ -240,7 +300,11 @@ fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 host: of,
                 export_to: export_to.map(|v| v.of(&namespace.into())),
                 field: "spec.trafficPolicy".into(),
-                policy: TrafficPolicy { load_balancer, ..TrafficPolicy::default() },
+                policy: TrafficPolicy {
+                    ports: BTreeMap::from([(81, TrafficPolicy::default())]),
+                    load_balancer,
+                    ..TrafficPolicy::default()
+                },
                 subsets: vec![Subset {
                     field: "spec.subsets[0]".into(),
                     name: "v1".into(),
@@ -282,6 +346,7 @@ fn sidecar_scope() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         scope: HostScope::Namespace(namespace.into()),
         host: host.into(),
     };
+    let on = |port, hosts| EgressListener { port, hosts, ..EgressListener::default() };
     let egress = select(vec![
         None,
         Some(vec![any("*")]),
@@ -292,10 +357,25 @@ fn sidecar_scope() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         Some(vec![]),
     ]);
     let excluded = select(vec![vec![], vec![of("ns", "s0.ns.svc.cluster.local")]]);
+    let port = select(vec![None, None, Some(80_u16), Some(81)]);
     let outbound =
         select(vec![None, Some(OutboundPolicy::AllowAny), Some(OutboundPolicy::RegistryOnly)]);
-    (0..2_u8, namespace(), 0..3_u8, egress, excluded, outbound).prop_map(
-        |(n, namespace, form, egress, excluded, outbound)| {
+    (0..2_u8, namespace(), 0..3_u8, egress, excluded, outbound, port).prop_map(
+        move |(n, namespace, form, egress, excluded, outbound, port)| {
+            let egress = egress.map(|hosts: Vec<HostPattern>| {
+                let bind = (form == 2 && port.is_some()).then(|| IpAddr::from([127, 0, 0, 1]));
+                let first = EgressListener { excluded, bind, ..on(port, hosts) };
+                vec![first, on(None, vec![of("other", "*")])]
+            });
+            let ingress = port.filter(|_| n == 1).map(|port| IngressListener {
+                field: "spec.ingress[0]".into(),
+                port,
+                protocol: Protocol::Http,
+                bind: None,
+                opened: form == 1,
+                to: IngressTarget::Address([127, 0, 0, 1].into(), 8080),
+                pool: None,
+            });
             let row = SidecarScope {
                 namespace: namespace.into(),
                 created: None,
@@ -305,8 +385,9 @@ fn sidecar_scope() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                     _ => labels(&[("app", "s0"), ("version", "v1")]),
                 },
                 egress,
-                excluded,
                 outbound,
+                ingress: ingress.into_iter().collect(),
+                inbound_pool: None,
             };
             (owner_in(namespace, "Sidecar", &format!("c{n}")), Row::SidecarScope(row.into()))
         },
@@ -361,10 +442,13 @@ pub(crate) fn proxies() -> Vec<(ProxyKey, Proxy)> {
     let proxy = |id, capabilities| Proxy::parse(id, None, capabilities).expect("valid");
     let mut labelled = proxy("router~1.1.1.1~x.ns~d", full);
     labelled.labels = labels(&[("gw", "1")]);
+    let mut alone = proxy("sidecar~1.1.1.1~p3.ns~d", full);
+    alone.captures = false;
     let all = vec![
         proxy("router~1.1.1.1~p0.ns~d", full),
         proxy("router~1.1.1.1~p1.ns~d", inline),
         labelled,
+        alone,
         proxy("router~1.1.1.1~p0.other~d", full),
         proxy("sidecar~1.1.1.1~p0.ns~d", full),
         proxy("sidecar~1.1.1.1~p1.ns~d", full),
@@ -450,12 +534,12 @@ pub(crate) fn seen(
     let mut views = BTreeMap::new();
     for key in mirror.assigned.keys() {
         let members: Vec<_> = mirror.view(*key).into_iter().collect();
-        let names: BTreeSet<_> = members
-            .iter()
-            .map(|id| (std::mem::discriminant(&*mirror.resources[id]), &mirror.resources[id]))
-            .map(|(kind, resource)| format!("{kind:?} {}", resource.name()))
-            .collect();
-        assert_eq!(names.len(), members.len(), "two resources of a scope have one name");
+        let mut names = BTreeSet::new();
+        for id in &members {
+            let resource = &mirror.resources[id];
+            let name = format!("{:?} {}", std::mem::discriminant(&**resource), resource.name());
+            assert!(names.insert(name), "{key:?} has another resource named {}", resource.name());
+        }
         views.insert(*key, members.iter().map(|id| resources[id].clone()).collect());
     }
     (views, engine.problems().iter().map(ToString::to_string).collect())

@@ -11,13 +11,14 @@ use std::sync::Arc;
 
 use model::rows::{
     Destination, Forward, GatewayName, HeaderMatch, HttpAction, HttpMatch, HttpRule, PortRedirect,
-    QueryMatch, Redirect, Rewrite, RouteRules, Source, StringMatch, TcpMatch, TcpRule, UriRewrite,
-    WeightedDestination,
+    QueryMatch, Redirect, Rewrite, RouteRules, Source, StringMatch, TcpMatch, TcpRule, TlsMatch,
+    TlsRule, UriRewrite, WeightedDestination,
 };
 use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::retries::Retries;
+use super::service_entry::parse_block;
 use super::{decode, nothing};
 use crate::export_to::visibility;
 use crate::kind::Kind;
@@ -36,6 +37,7 @@ struct Spec {
     hosts: Vec<Option<String>>,
     gateways: Vec<Option<String>>,
     http: Vec<Option<HttpRoute>>,
+    tls: Vec<Option<TlsRoute>>,
     tcp: Vec<Option<TcpRoute>>,
     export_to: Vec<String>,
 }
@@ -81,15 +83,32 @@ struct Asker {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
+struct TlsRoute {
+    r#match: Vec<ServerNameMatch>,
+    route: Vec<RouteDestination>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct ServerNameMatch {
+    sni_hosts: Vec<String>,
+    #[serde(flatten)]
+    connection: ConnectionMatch,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct TcpRoute {
     r#match: Vec<ConnectionMatch>,
     route: Vec<RouteDestination>,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct ConnectionMatch {
     port: Option<u16>,
+    destination_subnets: Vec<String>,
+    source_subnet: Option<String>,
     #[serde(flatten)]
     source: Asker,
 }
@@ -171,11 +190,12 @@ impl Kind for VirtualService {
         let Some(spec) = decode::<Spec>(&mut raw, &SPEC, &mut problems) else {
             return (nothing(raw), problems);
         };
-        let Spec { hosts, gateways, http, tcp, export_to } = spec;
+        let Spec { hosts, gateways, http, tls, tcp, export_to } = spec;
         let owner = Arc::clone(&raw.owner);
         let namespace = &owner.namespace;
         let mut lowering = Lowering { owner: &owner, problems: &mut problems };
         let http = (0..).zip(http).filter_map(|(i, r)| lowering.rule(i, r?)).collect();
+        let tls = (0..).zip(tls).filter_map(|(i, r)| lowering.tls_rule(i, r?)).collect();
         let tcp = (0..).zip(tcp).filter_map(|(i, r)| lowering.tcp_rule(i, r?)).collect();
         let rules = RouteRules {
             namespace: Arc::clone(namespace),
@@ -184,6 +204,7 @@ impl Kind for VirtualService {
             gateways: lowering.gateways(gateways),
             export_to: visibility(export_to.iter().map(String::as_str)).map(|v| v.of(namespace)),
             http,
+            tls,
             tcp,
         };
         // Without a host that can be used there is nothing to apply rules to.
@@ -265,12 +286,47 @@ impl Lowering<'_> {
         }
     }
 
+    fn connection(&self, condition: ConnectionMatch) -> TcpMatch {
+        let ConnectionMatch { port, destination_subnets, source_subnet, source } = condition;
+        let mut destinations: Vec<_> =
+            destination_subnets.iter().filter_map(|text| parse_block(text)).collect();
+        destinations.sort();
+        destinations.dedup();
+        let client = source_subnet.as_deref().and_then(parse_block);
+        TcpMatch { port, destinations, client, source: self.source(source) }
+    }
+
+    fn tls_rule(&mut self, index: usize, rule: TlsRoute) -> Option<TlsRule> {
+        let TlsRoute { r#match, route } = rule;
+        let path = format!("spec.tls[{index}]");
+        let mut matches = Vec::new();
+        for (i, ServerNameMatch { sni_hosts, connection }) in r#match.into_iter().enumerate() {
+            if sni_hosts.is_empty() {
+                let field = format!("{path}.match[{i}].sniHosts");
+                self.error(&field, Reason::Required, "must name at least one host");
+                return None;
+            }
+            let mut server_names: Vec<Arc<str>> = Vec::new();
+            for name in sni_hosts {
+                let name = Arc::from(name.to_ascii_lowercase());
+                if !server_names.contains(&name) {
+                    server_names.push(name);
+                }
+            }
+            matches.push(TlsMatch { server_names, connection: self.connection(connection) });
+        }
+        if matches.is_empty() || route.is_empty() {
+            self.error(&path, Reason::Required, "needs a `match` with `sniHosts`, and a `route`");
+            return None;
+        }
+        let destinations = self.split(&path, route)?;
+        Some(TlsRule { field: Arc::from(path), matches, destinations })
+    }
+
     fn tcp_rule(&mut self, index: usize, rule: TcpRoute) -> Option<TcpRule> {
         let TcpRoute { r#match, route } = rule;
         let path = format!("spec.tcp[{index}]");
-        let condition =
-            |m: ConnectionMatch| TcpMatch { port: m.port, source: self.source(m.source) };
-        let matches = r#match.into_iter().map(condition).collect();
+        let matches = r#match.into_iter().map(|m| self.connection(m)).collect();
         if route.is_empty() {
             self.error(&path, Reason::Required, "needs a `route`");
             return None;

@@ -4,6 +4,7 @@
 
 use super::super::later;
 use super::super::retries::RETRIES;
+use super::super::service_entry::block;
 use crate::export_to::EXPORT_TO;
 use crate::regex;
 use crate::schema::{OnBad, Rule, Type, field, not_yet};
@@ -43,11 +44,28 @@ const LABELS: Type = Type::Map(text::not_empty, &Type::Text);
 
 const GATEWAYS: Type = Type::List(&Type::Checked(text::reference), OnBad::Parent);
 
-/// As `MATCH`, of connections.
-const TCP_MATCH: Type = Type::Strict(&[
-    not_yet("destinationSubnets").or_parent(),
+const SUBNETS: Type = Type::List(&Type::Checked(block), OnBad::Parent);
+
+/// As `MATCH`, of TLS connections.
+const TLS_MATCH: Type = Type::Strict(&[
+    field("sniHosts", Type::List(&Type::Checked(text::host), OnBad::Parent)).required(),
+    field("destinationSubnets", SUBNETS).or_parent(),
     field("port", PORT).or_parent(),
-    not_yet("sourceSubnet").or_parent(),
+    field("sourceLabels", LABELS).or_parent(),
+    field("gateways", GATEWAYS).or_parent(),
+    field("sourceNamespace", Type::Checked(text::dns_name)).or_parent(),
+]);
+
+const TLS: Type = Type::Object(&[
+    field("match", Type::List(&TLS_MATCH, OnBad::Parent)).required(),
+    field("route", Type::List(&ROUTE, OnBad::Parent)).required(),
+]);
+
+/// As `MATCH`, of other connections.
+const TCP_MATCH: Type = Type::Strict(&[
+    field("destinationSubnets", SUBNETS).or_parent(),
+    field("port", PORT).or_parent(),
+    field("sourceSubnet", Type::Checked(block)).or_parent(),
     field("sourceLabels", LABELS).or_parent(),
     field("gateways", GATEWAYS).or_parent(),
     field("sourceNamespace", Type::Checked(text::dns_name)).or_parent(),
@@ -153,7 +171,7 @@ pub(super) const SPEC: Type = Type::Object(&[
     field("hosts", Type::List(&Type::Checked(text::host), OnBad::Field)).required(),
     field("gateways", GATEWAYS).or_parent(),
     field("http", Type::List(&Type::Ruled(&HTTP, HTTP_RULES), OnBad::Field)),
-    not_yet("tls"),
+    field("tls", Type::List(&TLS, OnBad::Field)),
     field("tcp", Type::List(&TCP, OnBad::Field)),
     field("exportTo", EXPORT_TO).or_parent(),
 ]);
