@@ -44,6 +44,7 @@ struct Asker {
     envoy: String,
     delta: bool,
     interception_mode: String,
+    locality: String,
 }
 
 /// What a case comes to.
@@ -115,16 +116,18 @@ impl Default for Asker {
             envoy: "1.40".to_owned(),
             delta: true,
             interception_mode: "REDIRECT".to_owned(),
+            locality: String::new(),
         }
     }
 }
 
 impl Asker {
     fn proxy(self) -> Result<Proxy> {
-        let Self { node, labels, envoy, delta, interception_mode } = self;
+        let Self { node, labels, envoy, delta, interception_mode, locality } = self;
         let (major, minor) = envoy.split_once('.').context("`envoy` is like \"1.40\"")?;
         let version = EnvoyVersion { major: major.parse()?, minor: minor.parse()? };
         let mut proxy = Proxy::parse(&node, None, Capabilities::of(Some(version), delta))?;
+        proxy.locality = model::rows::Locality::parse(&locality);
         proxy.captures = interception_mode != "NONE";
         proxy.labels = labels.into_iter().map(|(k, v)| (Arc::from(k), Arc::from(v))).collect();
         Ok(proxy)

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use envoy_api::bootstrap::{Bootstrap, Protocol};
+use envoy_api::envoy::config::core::v3::Locality;
 use envoy_api::mutual_tls;
 use model::{Capabilities, Proxy};
 use serde_json::{Map, Value, json};
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// of services on loopback (NONE)
     #[arg(long, value_enum, default_value_t = Interception::Redirect, value_name = "MODE")]
     interception_mode: Interception,
+    /// Where the proxy runs, where no Node of a cluster says it
+    #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
+    locality: Option<String>,
     /// Where Heddle serves xDS [default: 127.0.0.1:15010, with --certificates 127.0.0.1:15012]
     #[arg(long, value_name = "HOST:PORT")]
     xds_address: Option<String>,
@@ -69,7 +73,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         metadata.insert("INTERCEPTION_MODE".to_owned(), json!("NONE"));
     }
     let folder = args.certificates.as_deref().map(certificates).transpose()?;
+    let locality = args.locality.as_deref().map(|text| {
+        let model::rows::Locality { region, zone, subzone } = model::rows::Locality::parse(text);
+        Locality {
+            region: region.to_string(),
+            zone: zone.to_string(),
+            sub_zone: subzone.to_string(),
+        }
+    });
     let bootstrap = Bootstrap {
+        locality,
         xds_transport_socket: folder.map(|f| mutual_tls::transport_socket(&f, host)),
         cluster: format!("{}.{}", proxy.name, proxy.namespace),
         metadata,

@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// of services on loopback (NONE)
     #[arg(long, value_enum, default_value_t = Interception::Redirect, value_name = "MODE")]
     interception_mode: Interception,
+    /// Where the proxy runs, where no Node or WorkloadEntry among the files says it
+    #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
+    locality: Option<String>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Json)]
     output: Format,
@@ -70,6 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     for (key, value) in labels(&args.labels)? {
         proxy.labels.insert(Arc::from(key), Arc::from(value));
     }
+    proxy.locality = model::rows::Locality::parse(args.locality.as_deref().unwrap_or_default());
     proxy.captures = args.interception_mode == Interception::Redirect;
     let mut files = Files::read(&args.filenames)?;
     if let Some(path) = &args.mesh_config {

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use envoy_api::envoy::config::core::v3::{Node, node::UserAgentVersionType};
+use model::rows::Locality;
 use model::{Capabilities, EnvoyVersion, Proxy, ProxyKey};
 use prost_types::value::Kind;
 use tokio::sync::{mpsc, watch};
@@ -75,6 +76,13 @@ fn proxy(node: &Node, protocol: Protocol) -> Result<Proxy, String> {
     let capabilities = Capabilities::of(version(node), protocol == Protocol::Delta);
     let mut proxy = Proxy::parse(&node.id, text("NAMESPACE").as_deref(), capabilities)
         .map_err(|error| error.to_string())?;
+    if let Some(at) = &node.locality {
+        proxy.locality = Locality {
+            region: Arc::from(&*at.region),
+            zone: Arc::from(&*at.zone),
+            subzone: Arc::from(&*at.sub_zone),
+        };
+    }
     proxy.captures = text("INTERCEPTION_MODE").as_deref() != Some("NONE");
     let labels = node.metadata.as_ref().and_then(|m| m.fields.get("LABELS"));
     if let Some(Kind::StructValue(labels)) = labels.and_then(|v| v.kind.as_ref()) {

@@ -9,6 +9,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::rows::Locality;
+
 /// What a proxy does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
@@ -54,6 +56,8 @@ pub struct Proxy {
     pub capabilities: Capabilities,
     /// Whether the connections of its workload are captured.
     pub captures: bool,
+    /// Where it runs, from node metadata; what is known of its workload takes precedence.
+    pub locality: Locality,
 }
 
 /// Why a node id cannot be used.
@@ -119,7 +123,19 @@ impl Proxy {
             labels: BTreeMap::new(),
             capabilities,
             captures: true,
+            locality: Locality::default(),
         })
+    }
+}
+
+// === impl Locality ===
+
+impl Locality {
+    /// Read `region/zone/subzone`, of which the last may be missing.
+    pub fn parse(text: &str) -> Self {
+        let mut parts = text.splitn(3, '/');
+        let mut part = || Arc::from(parts.next().unwrap_or_default());
+        Self { region: part(), zone: part(), subzone: part() }
     }
 }
 

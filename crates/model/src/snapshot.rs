@@ -116,6 +116,8 @@ pub enum IndexKey {
     WorkloadAddress(IpAddr),
     /// Workloads of a namespace that carry a label.
     WorkloadLabel(Arc<str>, Arc<str>, Arc<str>),
+    /// Workloads of a namespace.
+    WorkloadIn(Arc<str>),
     /// Workloads of a namespace that users registered.
     RegisteredIn(Arc<str>),
     /// Rules bound to a gateway, or to the mesh.
@@ -130,6 +132,8 @@ pub enum IndexKey {
     Claim(GatewayName, Arc<str>),
     /// Policies of a host or pattern.
     Policy(Arc<str>),
+    /// Policies by which it may matter where a client runs.
+    PlacePolicy,
     /// Gateways by namespace and name.
     Gateway(Arc<str>, Arc<str>),
     /// Gateways whose selector begins with a pair; none = it is empty.
@@ -303,6 +307,14 @@ impl Snapshot {
         of_services.chain(of_rules).filter(|host| &***host != "*").cloned().collect()
     }
 
+    /// Whether something may be wrong with a row, beside what its own object says.
+    pub(crate) fn is_linted(&self, id: &RowId) -> bool {
+        self.rules.get(id).is_some()
+            || self.policies.get(id).is_some()
+            || self.services.get(id).is_some()
+            || self.sidecar_scopes.get(id).is_some()
+    }
+
     /// Whether a host is one of `outbound_hosts`.
     pub(crate) fn is_outbound_host(&self, host: &Arc<str>) -> bool {
         let claim = IndexKey::Claim(GatewayName::Mesh, Arc::clone(host));
@@ -462,6 +474,7 @@ impl Indexed for Workload {
         if self.declared.is_some() {
             keys.insert(IndexKey::RegisteredIn(ns()));
         }
+        keys.insert(IndexKey::WorkloadIn(ns()));
         keys.insert(IndexKey::WorkloadName(ns(), Arc::clone(&self.name)));
         keys.extend(self.addresses.iter().map(|a| IndexKey::WorkloadAddress(*a)));
         keys
@@ -491,7 +504,8 @@ impl Indexed for RouteRules {
 
 impl Indexed for DestinationPolicy {
     fn keys(&self) -> BTreeSet<IndexKey> {
-        BTreeSet::from([IndexKey::Policy(Arc::clone(&self.host))])
+        let places = self.may_prefer_places().then_some(IndexKey::PlacePolicy);
+        places.into_iter().chain([IndexKey::Policy(Arc::clone(&self.host))]).collect()
     }
 }
 

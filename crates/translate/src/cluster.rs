@@ -12,6 +12,7 @@ use envoy_api::envoy::config::cluster::v3::{
     cluster::{
         ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig,
         LbConfig, LbPolicy, MaglevLbConfig, OriginalDstLbConfig, RingHashLbConfig,
+        common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig},
     },
     load_balancing_policy::Policy,
 };
@@ -59,6 +60,7 @@ pub(crate) fn cluster(cluster: &ir::Cluster) -> Cluster {
         endpoints,
         http_version: _,
         load_balancer,
+        distributes,
         pinned,
         connect_timeout,
         pool,
@@ -135,8 +137,13 @@ pub(crate) fn cluster(cluster: &ir::Cluster) -> Cluster {
         },
         circuit_breakers: Some(circuit_breakers(pool)),
         outlier_detection: outlier.map(outlier_detection),
-        common_lb_config: panic.map(|percent| CommonLbConfig {
-            healthy_panic_threshold: Some(Percent { value: f64::from(percent) }),
+        common_lb_config: (panic.is_some() || *distributes).then(|| CommonLbConfig {
+            healthy_panic_threshold: panic.map(|percent| Percent { value: f64::from(percent) }),
+            locality_config_specifier: distributes.then(|| {
+                LocalityConfigSpecifier::LocalityWeightedLbConfig(
+                    LocalityWeightedLbConfig::default(),
+                )
+            }),
             ..Default::default()
         }),
         upstream_connection_options: pool.tcp.keep_alive.as_ref().map(keep_alive),

@@ -16,7 +16,7 @@ use envoy_api::envoy::config::core::v3::{
 use envoy_api::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
 };
-use model::ir;
+use model::ir::{self, Place};
 use model::rows::Locality;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -34,7 +34,7 @@ struct Encoded {
 
 /// Encode an endpoint set, and say which rules of Envoy's API it breaks.
 pub(crate) fn endpoints(set: &ir::Endpoints) -> (Vec<u8>, Vec<Violation>) {
-    let ir::Endpoints { cluster, chunks, origins: _ } = set;
+    let ir::Endpoints { cluster, chunks, places: counted, origins: _ } = set;
     let mut places: BTreeMap<&Locality, (u32, Vec<&[u8]>)> = BTreeMap::new();
     let mut violations = Vec::new();
     for chunk in chunks {
@@ -53,9 +53,17 @@ pub(crate) fn endpoints(set: &ir::Endpoints) -> (Vec<u8>, Vec<Violation>) {
     violations.extend(check::violations_of(ResourceType::Endpoints, &head.encode_to_vec()));
     let mut out = head.encode_to_vec();
     for (place, (count, parts)) in places {
+        let Place { priority, share } = match counted {
+            None => Place { priority: 0, share: None },
+            Some(counted) => match counted.get(place) {
+                Some(place) => *place,
+                None => continue,
+            },
+        };
         let around = LocalityLbEndpoints {
+            priority,
             locality: (*place != Locality::default()).then(|| locality(place)),
-            load_balancing_weight: Some(count),
+            load_balancing_weight: Some(share.unwrap_or(count)),
             ..Default::default()
         };
         let length = around.encoded_len() + parts.iter().map(|part| part.len()).sum::<usize>();

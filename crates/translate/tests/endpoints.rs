@@ -43,6 +43,7 @@ fn set() -> impl Strategy<Value = ir::Endpoints> {
         ir::Endpoints {
             cluster: "outbound|80||a.b.svc.cluster.local".into(),
             chunks: chunks.into_iter().map(|c| Arc::new(ir::EndpointChunk::new(c))).collect(),
+            places: None,
             origins: Default::default(),
         }
     })

@@ -15,6 +15,7 @@ use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::connection_pool::{CONNECTION_POOL, Pool};
+use super::locality::{LOCALITY, Locality};
 use super::{decode, later, nothing, time};
 use crate::export_to::{EXPORT_TO, visibility};
 use crate::kind::Kind;
@@ -75,7 +76,7 @@ const LOAD_BALANCER: Type = Type::Object(&[
             field("minimumRingSize", Type::Integer(0, 8_388_608)),
         ]),
     ),
-    not_yet("localityLbSetting").of(later::LOCALITY),
+    field("localityLbSetting", LOCALITY),
     not_yet("zoneAwareLbSetting").of(later::ZONES),
     not_yet("warmupDurationSecs").of(later::WARMUP_TIME),
     not_yet("warmup").of(later::WARMUP),
@@ -197,6 +198,7 @@ struct PortPolicy {
 struct LoadBalancer {
     simple: Option<String>,
     consistent_hash: Option<ConsistentHash>,
+    locality_lb_setting: Option<Locality>,
 }
 
 #[derive(Deserialize, Default)]
@@ -340,21 +342,27 @@ impl PortPolicy {
 
 impl LoadBalancer {
     fn lower(self, path: &str, lowering: &mut Lowering<'_>) -> Option<LoadBalancerRow> {
+        let locality = self.locality_lb_setting.map(|setting| {
+            let path = format!("{path}.localityLbSetting");
+            Arc::new(setting.lower(lowering.owner, &path, lowering.problems))
+        });
         if let Some(hash) = self.consistent_hash {
             if self.simple.is_some() {
                 let message = "has no effect beside `consistentHash`; keep one of the two";
                 lowering.error(format!("{path}.simple"), Reason::WrongType, message.to_owned());
             }
-            return hash.lower(&format!("{path}.consistentHash"), lowering);
+            let hash = hash.lower(&format!("{path}.consistentHash"), lowering)?;
+            return Some(LoadBalancerRow { locality, ..hash });
         }
-        let algorithm = match self.simple.as_deref()? {
-            "ROUND_ROBIN" => LbAlgorithm::RoundRobin,
-            "RANDOM" => LbAlgorithm::Random,
-            "PASSTHROUGH" => LbAlgorithm::Passthrough,
-            "LEAST_REQUEST" | "LEAST_CONN" => LbAlgorithm::LeastRequest,
+        let algorithm = match self.simple.as_deref() {
+            Some("ROUND_ROBIN") => LbAlgorithm::RoundRobin,
+            Some("RANDOM") => LbAlgorithm::Random,
+            Some("PASSTHROUGH") => LbAlgorithm::Passthrough,
+            Some("LEAST_REQUEST" | "LEAST_CONN") => LbAlgorithm::LeastRequest,
+            _ if locality.is_some() => LbAlgorithm::LeastRequest,
             _ => return None,
         };
-        Some(algorithm.into())
+        Some(LoadBalancerRow { locality, ..algorithm.into() })
     }
 }
 
@@ -409,7 +417,7 @@ impl ConsistentHash {
             }
             None => LbAlgorithm::RingHash { least: least.filter(|n| *n > 0).unwrap_or(RING) },
         };
-        Some(LoadBalancerRow { algorithm, hash: Some(hash) })
+        Some(LoadBalancerRow { algorithm, hash: Some(hash), locality: None })
     }
 }
 

@@ -97,35 +97,6 @@ pub(super) const CORS: Type = Type::Object(&[
     field("unmatchedPreflights", Type::Enum(&["UNSPECIFIED", "FORWARD", "IGNORE"])),
 ]);
 
-/// Which localities are preferred.
-pub(super) const LOCALITY: Type = Type::Ruled(
-    &Type::Object(&[
-        field(
-            "distribute",
-            Type::List(
-                &Type::Object(&[
-                    field("from", Type::Text),
-                    field("to", Type::Map(any_key, &COUNT)),
-                ]),
-                OnBad::Field,
-            ),
-        ),
-        field(
-            "failover",
-            Type::List(
-                &Type::Object(&[field("from", Type::Text), field("to", Type::Text)]),
-                OnBad::Field,
-            ),
-        ),
-        field("failoverPriority", TEXTS),
-        field("enabled", Type::Bool),
-    ]),
-    &[Rule {
-        holds: "!(has(self.distribute) && has(self.failover))",
-        else_says: "must not hold both distribute and failover",
-    }],
-);
-
 /// Zones instead of localities.
 pub(super) const ZONES: Type = Type::Object(&[
     field("enabled", Type::Bool),

@@ -14,6 +14,7 @@ use model::rows::{DefaultVisibility, Mesh};
 use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
+use super::locality::{LOCALITY, Locality};
 use super::retries::{RETRIES, Retries};
 use super::sidecar::{OUTBOUND_POLICY, OutboundTrafficPolicy};
 use super::{decode, nothing};
@@ -55,7 +56,7 @@ const SPEC: Type = Type::Object(&[
     not_yet("ingressControllerMode"),
     not_yet("ingressSelector"),
     not_yet("ingressService"),
-    not_yet("localityLbSetting"),
+    field("localityLbSetting", LOCALITY),
     not_yet("meshMTLS"),
     field("outboundTrafficPolicy", Type::Object(OUTBOUND_POLICY)),
     not_yet("pathNormalization"),
@@ -79,6 +80,7 @@ struct Spec {
     connect_timeout: Option<String>,
     default_http_retry_policy: Option<Retries>,
     access_log_file: Option<String>,
+    locality_lb_setting: Option<Locality>,
     outbound_traffic_policy: Option<OutboundTrafficPolicy>,
     default_virtual_service_export_to: Option<Vec<String>>,
     default_destination_rule_export_to: Option<Vec<String>>,
@@ -147,6 +149,7 @@ impl Kind for MeshConfig {
             connect_timeout,
             default_http_retry_policy,
             access_log_file,
+            locality_lb_setting,
             outbound_traffic_policy,
             default_virtual_service_export_to,
             default_destination_rule_export_to,
@@ -167,6 +170,10 @@ impl Kind for MeshConfig {
                 .unwrap_or(default.connect_timeout),
             default_retry: default_http_retry_policy.map_or(default.default_retry, Retries::lower),
             access_log_file: access_log_file.filter(|f| !f.is_empty()).map(Arc::from),
+            locality: locality_lb_setting.map_or(default.locality, |setting| {
+                let path = "spec.localityLbSetting";
+                Arc::new(setting.lower(&raw.owner, path, &mut problems))
+            }),
             outbound: outbound_traffic_policy.and_then(|p| p.lower()).unwrap_or_default(),
             rules_export_to: export_to(
                 "defaultVirtualServiceExportTo",

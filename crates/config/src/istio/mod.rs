@@ -7,6 +7,7 @@ mod connection_pool;
 pub(crate) mod destination_rule;
 pub(crate) mod gateway;
 mod later;
+mod locality;
 pub(crate) mod mesh_config;
 mod retries;
 pub(crate) mod service_entry;

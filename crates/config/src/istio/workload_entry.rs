@@ -87,15 +87,13 @@ impl Endpoint {
     }
 
     fn declared(&self, address: &Address) -> Declared {
-        let mut parts = self.locality.as_deref().unwrap_or_default().splitn(3, '/');
-        let mut part = || Arc::from(parts.next().unwrap_or_default());
         Declared {
             dns_name: match address {
                 Address::Ip(_) => None,
                 Address::Name(name) => Some(Arc::clone(name)),
             },
             labels: self.labels.clone(),
-            locality: Locality { region: part(), zone: part(), subzone: part() },
+            locality: Locality::parse(self.locality.as_deref().unwrap_or_default()),
             weight: self.weight.unwrap_or(1).max(1),
         }
     }

@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::rows::{EndpointSlice, Protocol, Service, ServicePort, TargetPort, Visibility};
+use model::rows::{
+    EndpointSlice, Locality, Protocol, Service, ServicePort, TargetPort, Visibility,
+};
 use model::{About, AboutRole, ObjectRef, Row, ir};
 use serde_json::{Map, Value, json};
 
@@ -58,12 +60,14 @@ pub(super) fn scopez(admin: &Admin, proxy: &str) -> Option<Value> {
         add("namespace", json!(&**namespace));
         add("virtualHostsOneByOne", json!(vhds));
         match role {
-            AboutRole::Router { gateways, ports } => {
+            AboutRole::Router { gateways, ports, near } => {
+                add("near", place(near));
                 add("role", json!("gateway"));
                 add("gateways", json!(gateways.iter().map(|g| g.to_string()).collect::<Vec<_>>()));
                 add("ports", json!(ports));
             }
-            AboutRole::Sidecar { sidecar, labels, captures, inbound } => {
+            AboutRole::Sidecar { sidecar, labels, near, captures, inbound } => {
+                add("near", place(near));
                 add("role", json!("sidecar"));
                 add("sidecar", json!(sidecar.as_ref().map(ToString::to_string)));
                 add("labelsThatRulesAskFor", json!(labels));
@@ -108,6 +112,14 @@ pub(super) fn scopez(admin: &Admin, proxy: &str) -> Option<Value> {
     add("services", json!(services.iter().map(ToString::to_string).collect::<Vec<_>>()));
     add("hosts", json!(hosts));
     Some(Value::Object(out))
+}
+
+/// Where proxies run, as far as that matters.
+fn place(near: &Option<Locality>) -> Value {
+    match near {
+        Some(Locality { region, zone, subzone }) => json!(format!("{region}/{zone}/{subzone}")),
+        None => Value::Null,
+    }
 }
 
 /// Note the first name of a host, under its RouteConfiguration.

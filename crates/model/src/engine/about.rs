@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{Engine, ScopeId};
 use crate::object::ObjectRef;
 use crate::resolve::{Group, GroupRole};
+use crate::rows::Locality;
 use crate::snapshot::RowId;
 
 /// What the proxies of a scope have in common.
@@ -32,6 +33,8 @@ pub enum AboutRole {
         gateways: Vec<Arc<ObjectRef>>,
         /// Declared port → port to listen on, where a service in front maps it.
         ports: BTreeMap<u16, u16>,
+        /// Where they run, as far as that matters.
+        near: Option<Locality>,
     },
     /// Beside workloads.
     Sidecar {
@@ -39,6 +42,8 @@ pub enum AboutRole {
         sidecar: Option<Arc<ObjectRef>>,
         /// Labels that they carry and that conditions of rules ask for.
         labels: Vec<BTreeMap<Arc<str>, Arc<str>>>,
+        /// Where they run, as far as that matters.
+        near: Option<Locality>,
         /// Whether connections of the workloads are captured.
         captures: bool,
         /// Ports on which the workloads take connections.
@@ -55,13 +60,15 @@ impl Engine {
         let object = |id: &RowId| Arc::clone(&id.object);
         let Group { namespace, capabilities, role } = &**group;
         let role = match role {
-            GroupRole::Router { gateways, ports } => AboutRole::Router {
+            GroupRole::Router { gateways, ports, near } => AboutRole::Router {
+                near: near.clone(),
                 gateways: gateways.iter().map(object).collect(),
                 ports: ports.clone(),
             },
             GroupRole::Sidecar { viewer, inbound } => AboutRole::Sidecar {
                 sidecar: viewer.scope.as_ref().map(object),
                 labels: viewer.labels.iter().cloned().collect(),
+                near: viewer.near.clone(),
                 captures: viewer.captures,
                 inbound: inbound.iter().map(|port| port.port).collect(),
             },

@@ -32,9 +32,7 @@ use foldhash::HashMap;
 use crate::ir;
 use crate::problem::Problem;
 use crate::proxy::Proxy;
-use crate::resolve::{
-    BaseView, Group, GroupOf, GroupRole, Key, LintPolicy, LintRules, RowSet, Scope, SidecarRows,
-};
+use crate::resolve::{BaseView, Group, GroupOf, GroupRole, Key, Lint, RowSet, Scope, SidecarRows};
 use crate::rows::GatewayName;
 use crate::snapshot::{Change, IndexKey, RowId, Snapshot};
 use crate::track::{Graph, Query, Ran};
@@ -281,24 +279,17 @@ impl Engine {
     /// Look for problems of rows that are new, and take over those that differ.
     fn lint(&mut self, rows: &[RowId], changed: &[Arc<Key>]) {
         for id in rows {
-            let found = if self.snapshot.rules.get(id).is_some() {
-                self.graph.want(&self.snapshot, &LintRules(id.clone()))
-            } else if self.snapshot.policies.get(id).is_some() {
-                self.graph.want(&self.snapshot, &LintPolicy(id.clone()))
-            } else {
+            if !self.snapshot.is_linted(id) {
                 self.problems.remove(id);
-                self.graph.release(&LintRules(id.clone()).key());
-                self.graph.release(&LintPolicy(id.clone()).key());
+                self.graph.release(&Lint(id.clone()).key());
                 continue;
-            };
+            }
+            let found = self.graph.want(&self.snapshot, &Lint(id.clone()));
             self.problems.insert(id.clone(), found);
         }
         for key in changed {
-            let (id, found) = match &**key {
-                Key::LintRules(query) => (&query.0, self.graph.peek(query)),
-                Key::LintPolicy(query) => (&query.0, self.graph.peek(query)),
-                _ => continue,
-            };
+            let Key::Lint(query) = &**key else { continue };
+            let (id, found) = (&query.0, self.graph.peek(query));
             if let (Some(known), Some(found)) = (self.problems.get_mut(id), found) {
                 *known = found;
             }

@@ -4,6 +4,7 @@
 //! endpoint set and nothing else.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -70,6 +71,8 @@ pub struct Cluster {
     pub http_version: HttpVersion,
     /// Load balancing.
     pub load_balancer: LbAlgorithm,
+    /// Whether shares of places count.
+    pub distributes: bool,
     /// Whether a request may name the endpoint that it is for, in the header `PINNED`.
     pub pinned: bool,
     /// Time to open a connection.
@@ -109,6 +112,19 @@ pub struct EndpointAddress {
     pub weight: u32,
 }
 
+/// How much a place counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// 0 first; others while earlier ones are not healthy.
+    pub priority: u32,
+    /// Share of requests relative to other places of the priority. Shape: none = the sum of its
+    /// endpoints' weights.
+    pub share: Option<u32>,
+}
+
+/// Places that count, and how much.
+pub type Places = BTreeMap<Locality, Place>;
+
 /// The endpoints of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoints {
@@ -116,6 +132,8 @@ pub struct Endpoints {
     pub cluster: Arc<str>,
     /// In the order of slices; each address and port once in all of them together.
     pub chunks: Vec<Arc<EndpointChunk>>,
+    /// Places that count; endpoints elsewhere do not. Shape: none = all count the same.
+    pub places: Option<Places>,
     /// The service.
     pub origins: Origins,
 }

@@ -12,7 +12,7 @@ mod route;
 
 pub use cluster::{
     Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion,
-    NamedEndpoint, PINNED,
+    NamedEndpoint, PINNED, Place, Places,
 };
 pub use listener::{Chain, InboundPort, Listener, Serves, Shares};
 pub use route::{

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::client::Client;
 use super::destination::PolicyChain;
 use super::inbound::target;
+use super::place::{distributes, places};
 use super::{BuiltIn, ClusterKey, Key, Part, selects};
 use crate::ir::{
     Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion,
@@ -44,6 +45,7 @@ pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
         origins.push(id.origin(format!("{}.destination", destination.field)));
     }
     let policy = effective_policy(view, key, &mut origins);
+    let distributes = key.has_endpoints && distributes(view, &policy);
     let TrafficPolicy { load_balancer, connection_pool, outlier_detection, ports: _ } = policy;
     let pool = connection_pool.unwrap_or_default();
     let load_balancer = load_balancer.map_or(LbAlgorithm::LeastRequest, |lb| lb.algorithm);
@@ -77,6 +79,7 @@ pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
         },
         endpoints,
         http_version,
+        distributes,
         pinned: key.has_endpoints && service.as_ref().is_some_and(|(_, s, _)| s.headless),
         connect_timeout: connect_timeout(view, &pool),
         pool: limits(pool),
@@ -334,6 +337,7 @@ pub(super) fn built_in(view: &View<'_>, which: BuiltIn) -> Cluster {
         endpoints,
         http_version,
         load_balancer,
+        distributes: false,
         pinned: false,
         connect_timeout: view.mesh().connect_timeout,
         pool: ConnectionPool::default(),
@@ -352,7 +356,7 @@ fn part_labels(view: &View<'_>, key: &ClusterKey) -> BTreeMap<Arc<str>, Arc<str>
 }
 
 /// Build the endpoint set of a cluster.
-pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
+pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey, near: Option<&Locality>) -> Endpoints {
     let labels = part_labels(view, key);
     let mut chunks = Vec::new();
     let mut origins = Origins::default();
@@ -374,7 +378,16 @@ pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey) -> Endpoints {
             chunks.extend((*view.get(&selected)).clone());
         }
     }
-    Endpoints { cluster: Arc::clone(&key.name), chunks: distinct(chunks), origins }
+    let chunks = distinct(chunks);
+    let places = near.and_then(|near| {
+        let mut weights: BTreeMap<Locality, u32> = BTreeMap::new();
+        for endpoint in chunks.iter().flat_map(|chunk| &chunk.endpoints) {
+            let sum = weights.entry((*endpoint.locality).clone()).or_default();
+            *sum = sum.saturating_add(endpoint.weight);
+        }
+        places(view, key, near, &weights)
+    });
+    Endpoints { cluster: Arc::clone(&key.name), chunks, places, origins }
 }
 
 /// Chunks as they are, or, while slices name an endpoint twice, all in one.

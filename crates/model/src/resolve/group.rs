@@ -10,7 +10,7 @@ use super::inbound::{self, InboundKey};
 use super::sidecar::{Viewer, is_wide};
 use super::{Key, precedence, selects};
 use crate::proxy::{Capabilities, Proxy, Role};
-use crate::rows::{SidecarScope, TargetPort, Workload};
+use crate::rows::{Locality, SidecarScope, TargetPort, Workload};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -31,6 +31,8 @@ pub(crate) enum GroupRole {
         gateways: Vec<RowId>,
         /// Declared port → port to listen on, where a service in front maps it.
         ports: BTreeMap<u16, u16>,
+        /// Where it runs, as far as that matters for any cluster.
+        near: Option<Locality>,
     },
     /// Beside a workload.
     Sidecar {
@@ -50,8 +52,12 @@ pub(crate) struct GroupOf(pub(crate) Arc<Proxy>);
 impl Group {
     /// Whether its rows are what everybody gets, with the exceptions of its namespace.
     pub(crate) fn shares(&self) -> bool {
-        let alike =
-            |viewer: &Viewer| viewer.scope.is_none() && viewer.labels.is_empty() && viewer.captures;
+        let alike = |viewer: &Viewer| {
+            viewer.scope.is_none()
+                && viewer.labels.is_empty()
+                && viewer.captures
+                && viewer.near.is_none()
+        };
         matches!(&self.role, GroupRole::Sidecar { viewer, .. } if alike(viewer))
             && self.capabilities.vhds
     }
@@ -66,8 +72,9 @@ impl Query for GroupOf {
         let proxy = &self.0;
         let workload = view.workload(&proxy.namespace, &proxy.name);
         let labels = workload.as_ref().map_or(&proxy.labels, |w| &w.labels);
+        let near = near(view, proxy, workload.as_deref());
         let role = match proxy.role {
-            Role::Router => router(view, proxy, workload.as_deref(), labels),
+            Role::Router => router(view, proxy, workload.as_deref(), labels, near),
             Role::Sidecar => {
                 let namespace = &proxy.namespace;
                 let client = Client::Namespace(Arc::clone(namespace));
@@ -80,7 +87,7 @@ impl Query for GroupOf {
                 let inbound =
                     inbound::ports(view, proxy, labels, workload.as_deref(), sidecar.as_ref());
                 GroupRole::Sidecar {
-                    viewer: Viewer { client, scope, labels: labels_asked, captures },
+                    viewer: Viewer { client, scope, labels: labels_asked, captures, near },
                     inbound,
                 }
             }
@@ -94,11 +101,24 @@ impl Query for GroupOf {
     }
 }
 
+/// Where a proxy runs, if that is known and matters for any cluster: where its node is, else where
+/// its user says.
+fn near(view: &View<'_>, proxy: &Proxy, workload: Option<&Workload>) -> Option<Locality> {
+    if !view.places_matter() {
+        return None;
+    }
+    let node = workload.and_then(|w| view.node(w.node.as_ref()?)).map(|node| node.locality.clone());
+    let declared = || Some(workload?.declared.as_ref()?.locality.clone());
+    let place = node.or_else(declared).unwrap_or_else(|| proxy.locality.clone());
+    (place != Locality::default()).then_some(place)
+}
+
 fn router(
     view: &View<'_>,
     proxy: &Proxy,
     workload: Option<&Workload>,
     labels: &BTreeMap<Arc<str>, Arc<str>>,
+    near: Option<Locality>,
 ) -> GroupRole {
     let gateways = view.gateways_selecting(labels);
     // Only ports that a server opens matter; others would split equal groups.
@@ -120,7 +140,7 @@ fn router(
         }
     }
     ports.retain(|declared, target| declared != target);
-    GroupRole::Router { gateways, ports }
+    GroupRole::Router { gateways, ports, near }
 }
 
 /// The Sidecar of a workload: of its namespace the first that selects it,

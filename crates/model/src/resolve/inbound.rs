@@ -194,6 +194,7 @@ pub(super) fn cluster(view: &View<'_>, key: &InboundKey) -> Cluster {
             IngressTarget::Original | IngressTarget::Port(_) => LbAlgorithm::Passthrough,
             _ => LbAlgorithm::RoundRobin,
         },
+        distributes: false,
         pinned: false,
         outlier_detection: None,
         connect_timeout: connect_timeout(view, &pool),

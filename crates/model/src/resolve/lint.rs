@@ -12,91 +12,87 @@ use super::client::Client;
 use super::destination::{Fault, examine, request_port};
 use super::router::served_domains;
 use super::rules::{Head, RulesHead};
-use super::{Key, precedence};
+use super::{Key, lint_services, precedence};
 use crate::object::ObjectRef;
 use crate::problem::{Problem, Reason};
-use crate::rows::{GatewayName, HostPattern, HttpAction, RouteRules, WeightedDestination};
+use crate::rows::{
+    DestinationPolicy, GatewayName, HostPattern, HttpAction, RouteRules, WeightedDestination,
+};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
-/// What is wrong with a rule list.
+/// What is wrong with a row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct LintRules(pub(crate) RowId);
+pub(crate) struct Lint(pub(crate) RowId);
 
-/// What is wrong with a policy.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct LintPolicy(pub(crate) RowId);
+// === impl Lint ===
 
-// === impl LintRules ===
-
-impl Query for LintRules {
+impl Query for Lint {
     type Value = BTreeSet<Problem>;
 
     fn run(&self, view: &View<'_>) -> BTreeSet<Problem> {
-        let mut out = BTreeSet::new();
-        let Some(rules) = view.rules(&self.0) else { return out };
-        bindings(view, &self.0, &rules, &mut out);
-        for rule in &rules.http {
-            if let HttpAction::Forward(forward) = &rule.action {
-                let port = request_port(rule).unwrap_or(80);
-                destinations(view, &self.0, &rules, port, &forward.destinations, &mut out);
-            }
+        let (mut out, id) = (BTreeSet::new(), &self.0);
+        if let Some(row) = view.rules(id) {
+            rules(view, id, &row, &mut out);
+        } else if let Some(row) = view.policy(id) {
+            policy(view, id, &row, &mut out);
+        } else if let Some(row) = view.service_by_id(id) {
+            lint_services::service(view, id, &row, &mut out);
+        } else if let Some(row) = view.sidecar_scope(id) {
+            lint_services::sidecar(view, id, &row, &mut out);
         }
-        for rule in &rules.tls {
-            let port = rule.matches.iter().find_map(|m| m.connection.port).unwrap_or(443);
-            destinations(view, &self.0, &rules, port, &rule.destinations, &mut out);
-        }
-        for rule in &rules.tcp {
-            let port = rule.matches.iter().find_map(|m| m.port).unwrap_or(80);
-            destinations(view, &self.0, &rules, port, &rule.destinations, &mut out);
-        }
-        host_conflicts(view, &self.0, &rules, &mut out);
         out
     }
 
     fn key(&self) -> Key {
-        Key::LintRules(self.clone())
+        Key::Lint(self.clone())
     }
 }
 
-// === impl LintPolicy ===
-
-impl Query for LintPolicy {
-    type Value = BTreeSet<Problem>;
-
-    fn run(&self, view: &View<'_>) -> BTreeSet<Problem> {
-        let mut out = BTreeSet::new();
-        let Some(policy) = view.policy(&self.0) else { return out };
-        let object = &self.0.object;
-        if !view.service_exists(&policy.host) {
-            out.insert(host_without_service(object, &policy.host));
+fn rules(view: &View<'_>, id: &RowId, rules: &RouteRules, out: &mut BTreeSet<Problem>) {
+    bindings(view, id, rules, out);
+    for rule in &rules.http {
+        if let HttpAction::Forward(forward) = &rule.action {
+            let port = request_port(rule).unwrap_or(80);
+            destinations(view, id, rules, port, &forward.destinations, out);
         }
-        let rank = precedence(policy.created, &self.0);
-        let visibility = view.visibility_of_policy(&policy);
-        let all = view.policies_for(&policy.host);
-        let first = all
-            .iter()
-            .filter(|(_, other)| other.namespace == policy.namespace)
-            .filter(|(_, other)| view.visibility_of_policy(other).meets(&visibility))
-            .map(|(id, other)| precedence(other.created, id))
-            .min();
-        if let Some((_, _, other)) = first.filter(|first| *first < rank) {
-            out.insert(Problem::warning(
-                object,
-                "spec.host",
-                Reason::HostConflict,
-                format!(
-                    "{} is for the same host and takes precedence: of this one only subsets with \
-                     other names are in force; merge the two",
-                    other.object
-                ),
-            ));
-        }
-        out
     }
+    for rule in &rules.tls {
+        let port = rule.matches.iter().find_map(|m| m.connection.port).unwrap_or(443);
+        destinations(view, id, rules, port, &rule.destinations, out);
+    }
+    for rule in &rules.tcp {
+        let port = rule.matches.iter().find_map(|m| m.port).unwrap_or(80);
+        destinations(view, id, rules, port, &rule.destinations, out);
+    }
+    host_conflicts(view, id, rules, out);
+}
 
-    fn key(&self) -> Key {
-        Key::LintPolicy(self.clone())
+fn policy(view: &View<'_>, id: &RowId, policy: &DestinationPolicy, out: &mut BTreeSet<Problem>) {
+    let object = &id.object;
+    if !view.service_exists(&policy.host) {
+        out.insert(host_without_service(object, &policy.host));
+    }
+    let rank = precedence(policy.created, id);
+    let visibility = view.visibility_of_policy(policy);
+    let all = view.policies_for(&policy.host);
+    let first = all
+        .iter()
+        .filter(|(_, other)| other.namespace == policy.namespace)
+        .filter(|(_, other)| view.visibility_of_policy(other).meets(&visibility))
+        .map(|(id, other)| precedence(other.created, id))
+        .min();
+    if let Some((_, _, other)) = first.filter(|first| *first < rank) {
+        out.insert(Problem::warning(
+            object,
+            "spec.host",
+            Reason::HostConflict,
+            format!(
+                "{} is for the same host and takes precedence: of this one only subsets with other \
+                 names are in force; merge the two",
+                other.object
+            ),
+        ));
     }
 }
 

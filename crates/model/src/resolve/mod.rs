@@ -10,7 +10,7 @@
 //! | 2 | `Outcome`, `RuledConnections`: what destinations of rules come to; `PortMentions` | rules, services, policies |
 //! | 3 | `BaseView`, `PortView`: what sidecars have whatever hosts there are | rules for `*` |
 //! | 4 | `HostView`: what one viewer gets for a host | all of these |
-//! | 5 | `HostViews`, `SidecarRows`, `Group`, `LintRules`, `LintPolicy` | all of these |
+//! | 5 | `HostViews`, `SidecarRows`, `Group`, `Lint` | all of these |
 //! | 6 | `Scope`: what a group has of its own | all of these |
 //! | 7 | rows: listeners, virtual hosts, clusters, endpoint sets | the rows that their keys name |
 //! | 8 | RouteConfigurations with their virtual hosts inside | rows of level 7 |
@@ -25,7 +25,9 @@ mod destination;
 mod group;
 mod inbound;
 mod lint;
+mod lint_services;
 mod listener;
+mod place;
 mod router;
 mod rules;
 mod scope;
@@ -41,7 +43,7 @@ use std::sync::Arc;
 
 use crate::ir;
 use crate::names;
-use crate::rows::{Mesh, OutboundPolicy};
+use crate::rows::{Locality, Mesh, OutboundPolicy};
 use crate::snapshot::{IndexKey, RowId};
 use crate::track::{AnyValue, Query, View, rerun};
 
@@ -52,7 +54,7 @@ pub(crate) use connections::RuledConnections;
 pub(crate) use destination::{Outcome, PolicyChain};
 pub(crate) use group::{Group, GroupOf, GroupRole};
 use inbound::InboundKey;
-pub(crate) use lint::{LintPolicy, LintRules};
+pub(crate) use lint::Lint;
 pub(crate) use rules::{Carried, Excluded, RulesHead};
 pub(crate) use scope::Scope;
 pub(crate) use sidecar::{BaseView, HostView, Imported, PortView, SidecarRows, Viewer};
@@ -137,7 +139,12 @@ pub enum RowKey {
     /// A destination.
     Cluster(ClusterKey),
     /// Its endpoints.
-    Endpoints(ClusterKey),
+    Endpoints {
+        /// The destination.
+        cluster: ClusterKey,
+        /// Where the client runs, as far as it matters.
+        near: Option<Locality>,
+    },
 }
 
 /// Names a virtual host by the outcome that makes it.
@@ -263,8 +270,7 @@ pub(crate) enum Key {
     SidecarRows(SidecarRows),
     Group(GroupOf),
     Scope(Scope),
-    LintRules(LintRules),
-    LintPolicy(LintPolicy),
+    Lint(Lint),
     Row(Arc<RowKey>),
 }
 
@@ -304,11 +310,7 @@ impl Key {
             Self::Outcome(_) | Self::RuledConnections(_) | Self::PortMentions(_) => 2,
             Self::BaseView(_) | Self::PortView(_) => 3,
             Self::HostView(_) => 4,
-            Self::HostViews(_)
-            | Self::SidecarRows(_)
-            | Self::Group(_)
-            | Self::LintRules(_)
-            | Self::LintPolicy(_) => 5,
+            Self::HostViews(_) | Self::SidecarRows(_) | Self::Group(_) | Self::Lint(_) => 5,
             Self::Scope(_) => 6,
             Self::Row(row) => match **row {
                 RowKey::RouteConfiguration { .. } => 8,
@@ -339,8 +341,7 @@ impl Key {
             Self::SidecarRows(query) => rerun(query, view, old),
             Self::Group(query) => rerun(query, view, old),
             Self::Scope(query) => rerun(query, view, old),
-            Self::LintRules(query) => rerun(query, view, old),
-            Self::LintPolicy(query) => rerun(query, view, old),
+            Self::Lint(query) => rerun(query, view, old),
             Self::Row(query) => rerun(query, view, old),
         }
     }
@@ -377,8 +378,7 @@ impl fmt::Display for Key {
                 GroupRole::Router { .. } => write!(f, "scope of gateways in {}", q.0.namespace),
                 GroupRole::Sidecar { .. } => write!(f, "scope of sidecars in {}", q.0.namespace),
             },
-            Self::LintRules(q) => write!(f, "problems of {}", q.0.object),
-            Self::LintPolicy(q) => write!(f, "problems of {}", q.0.object),
+            Self::Lint(q) => write!(f, "problems of {}", q.0.object),
             Self::Row(row) => write!(f, "{row}"),
         }
     }
@@ -411,7 +411,7 @@ impl fmt::Display for RowKey {
                 write!(f, "virtual host {name}")
             }
             Self::Cluster(key) => write!(f, "cluster {}", key.name),
-            Self::Endpoints(key) => write!(f, "endpoint set {}", key.name),
+            Self::Endpoints { cluster, .. } => write!(f, "endpoint set {}", cluster.name),
         }
     }
 }
@@ -454,7 +454,9 @@ impl Query for Arc<RowKey> {
             RowKey::VirtualHost(key) => VirtualHost(virtual_host::virtual_host(view, key)),
             RowKey::BuiltIn(which) => Cluster(Box::new(cluster::built_in(view, *which))),
             RowKey::Cluster(key) => Cluster(Box::new(cluster::cluster(view, key))),
-            RowKey::Endpoints(key) => Endpoints(cluster::endpoints(view, key)),
+            RowKey::Endpoints { cluster, near } => {
+                Endpoints(cluster::endpoints(view, cluster, near.as_ref()))
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::client::Client;
 use super::destination::Outcome;
 use super::group::Group;
+use super::place::matters;
 use super::rules::{Excluded, Head, RulesHead};
 use super::virtual_host::BoundRules;
 use super::{ClusterKey, HostKey, HostNames, Otherwise, RowKey, RowSet, Servers, precedence};
@@ -20,7 +21,7 @@ use crate::hosts;
 use crate::ir;
 use crate::names;
 use crate::object::Origins;
-use crate::rows::{GatewayName, HostPattern};
+use crate::rows::{GatewayName, HostPattern, Locality};
 use crate::snapshot::RowId;
 use crate::track::View;
 
@@ -48,6 +49,7 @@ pub(super) fn rows(
     group: &Group,
     gateways: &[RowId],
     mapped: &BTreeMap<u16, u16>,
+    near: Option<&Locality>,
 ) -> RowSet {
     let mut rows = RowSet::new();
     let mut missing = BTreeMap::new();
@@ -62,7 +64,7 @@ pub(super) fn rows(
             let Plan { rules, bound: _, servers } = plan;
             let rules: Vec<BoundRules> = rules.into_iter().map(|(_, bound)| bound).collect();
             for bound in &rules {
-                add_clusters(bound, &mut rows, &mut missing);
+                add_clusters(view, near, bound, &mut rows, &mut missing);
             }
             rows.insert(Arc::new(RowKey::VirtualHost(HostKey {
                 route_config: Arc::clone(&route_config),
@@ -183,6 +185,8 @@ pub(super) fn served_domains(patterns: &[HostPattern], head: &Head) -> BTreeSet<
 /// Add the clusters of a rule list. Of those that have no service the first destination that names
 /// each is kept, so that the scope holds one of a name.
 fn add_clusters(
+    view: &View<'_>,
+    near: Option<&Locality>,
     bound: &BoundRules,
     rows: &mut RowSet,
     missing: &mut BTreeMap<Arc<str>, ClusterKey>,
@@ -192,7 +196,8 @@ fn add_clusters(
             let Some(cluster) = cluster else { continue };
             if cluster.service.is_some() {
                 if cluster.has_endpoints {
-                    rows.insert(Arc::new(RowKey::Endpoints(cluster.clone())));
+                    let near = near.filter(|_| matters(view, cluster)).cloned();
+                    rows.insert(Arc::new(RowKey::Endpoints { cluster: cluster.clone(), near }));
                 }
                 rows.insert(Arc::new(RowKey::Cluster(cluster.clone())));
                 continue;

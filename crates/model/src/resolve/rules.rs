@@ -146,7 +146,7 @@ impl Query for Carried {
     type Value = bool;
 
     fn run(&self, view: &View<'_>) -> bool {
-        view.any_workload(&self.namespace, &self.labels)
+        view.some_workload(&self.namespace, &self.labels, |_| true)
     }
 
     fn key(&self) -> Key {

@@ -21,7 +21,9 @@ impl Query for Scope {
     fn run(&self, view: &View<'_>) -> RowSet {
         let group = &self.0;
         let rows = match &group.role {
-            GroupRole::Router { gateways, ports } => router::rows(view, group, gateways, ports),
+            GroupRole::Router { gateways, ports, near } => {
+                router::rows(view, group, gateways, ports, near.as_ref())
+            }
             GroupRole::Sidecar { viewer, inbound } => {
                 let mut rows = inbound::rows(inbound, viewer.captures);
                 if !group.shares() {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::client::Client;
 use super::connections::{ChainKey, shared, to_address};
 use super::destination::{Outcome, whole};
+use super::place::matters;
 use super::rules::{Excluded, Head, RulesHead};
 use super::virtual_host::BoundRules;
 use super::{
@@ -24,8 +25,8 @@ use super::{
 use crate::hosts;
 use crate::names;
 use crate::rows::{
-    EgressListener, GatewayName, HostPattern, HostScope, OutboundPolicy, Protocol, Service,
-    SidecarScope,
+    EgressListener, GatewayName, HostPattern, HostScope, Locality, OutboundPolicy, Protocol,
+    Service, SidecarScope,
 };
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
@@ -43,6 +44,8 @@ pub(crate) struct Viewer {
     /// Whether the connections of the workload are captured; else its proxy opens the ports of
     /// services.
     pub(crate) captures: bool,
+    /// Where its workload runs, as far as that matters for any cluster.
+    pub(crate) near: Option<Locality>,
 }
 
 /// Rows that every sidecar has, whatever hosts there are.
@@ -172,7 +175,7 @@ fn bind(view: &View<'_>, rules: Option<&RowId>, viewer: &Viewer, port: u16) -> V
 }
 
 /// Add a virtual host and the clusters that it names.
-fn add_host(rows: &mut RowSet, key: HostKey) {
+fn add_host(view: &View<'_>, rows: &mut RowSet, viewer: &Viewer, key: HostKey) {
     let of_rules = key.rules.iter().flat_map(|bound| bound.outcome.iter().flatten().flatten());
     let mut clusters: Vec<ClusterKey> = of_rules.cloned().collect();
     if key.rules.is_empty()
@@ -180,14 +183,20 @@ fn add_host(rows: &mut RowSet, key: HostKey) {
     {
         clusters.push(cluster.clone());
     }
-    add_clusters(rows, clusters);
+    add_clusters(view, rows, viewer, clusters);
     rows.insert(Arc::new(RowKey::VirtualHost(key)));
 }
 
-fn add_clusters(rows: &mut RowSet, clusters: impl IntoIterator<Item = ClusterKey>) {
+fn add_clusters(
+    view: &View<'_>,
+    rows: &mut RowSet,
+    viewer: &Viewer,
+    clusters: impl IntoIterator<Item = ClusterKey>,
+) {
     for cluster in clusters {
         if cluster.has_endpoints {
-            rows.insert(Arc::new(RowKey::Endpoints(cluster.clone())));
+            let near = viewer.near.as_ref().filter(|_| matters(view, &cluster)).cloned();
+            rows.insert(Arc::new(RowKey::Endpoints { cluster: cluster.clone(), near }));
         }
         rows.insert(Arc::new(RowKey::Cluster(cluster)));
     }
@@ -219,7 +228,7 @@ fn add_listeners(
         };
         for address in addresses {
             let (chains, otherwise) = to_address(view, viewer, (id, service), (port, at), address);
-            add_chains(rows, chains.iter().chain([&otherwise]));
+            add_chains(view, rows, viewer, chains.iter().chain([&otherwise]));
             rows.insert(Arc::new(RowKey::AddressListener {
                 address,
                 port: number,
@@ -236,8 +245,18 @@ fn add_listeners(
     }
 }
 
-fn add_chains<'a>(rows: &mut RowSet, chains: impl IntoIterator<Item = &'a ChainKey>) {
-    add_clusters(rows, chains.into_iter().flat_map(|chain| chain.clusters().cloned()));
+fn add_chains<'a>(
+    view: &View<'_>,
+    rows: &mut RowSet,
+    viewer: &Viewer,
+    chains: impl IntoIterator<Item = &'a ChainKey>,
+) {
+    add_clusters(
+        view,
+        rows,
+        viewer,
+        chains.into_iter().flat_map(|chain| chain.clusters().cloned()),
+    );
 }
 
 /// The address that a proxy opens a port on; none where connections to it are captured.
@@ -263,7 +282,7 @@ fn any_http(view: &View<'_>, viewer: &Viewer, port: u16) -> bool {
 impl Viewer {
     /// One that has what all others of its kind have.
     pub(crate) fn sharing(client: Client) -> Self {
-        Self { client, scope: None, labels: BTreeSet::new(), captures: true }
+        Self { client, scope: None, labels: BTreeSet::new(), captures: true, near: None }
     }
 }
 
@@ -299,7 +318,7 @@ impl Query for PortView {
         // Whoever waits for HTTP would keep a server that speaks first waiting.
         let http = !shared.server_first || any_http(view, viewer, *port);
         let mut rows = RowSet::new();
-        add_chains(&mut rows, shared.chains.iter().chain(&shared.otherwise));
+        add_chains(view, &mut rows, viewer, shared.chains.iter().chain(&shared.otherwise));
         rows.insert(Arc::new(RowKey::BuiltIn(BuiltIn::of(policy))));
         rows.insert(Arc::new(RowKey::OutboundListener {
             bind: bind_address(view, viewer, *port),
@@ -326,7 +345,7 @@ impl Query for PortView {
             otherwise: Otherwise::Policy(policy),
             servers: Vec::new(),
         };
-        add_host(&mut rows, host);
+        add_host(view, &mut rows, viewer, host);
         rows
     }
 
@@ -403,9 +422,9 @@ impl Query for HostView {
                 let domain = Arc::from(format!("*.{host}"));
                 let own = viewer.client.is_of(&row.namespace);
                 let names = HostNames::Endpoints { id: id.clone(), own };
-                add_host(&mut rows, HostKey { domain, names, ..key.clone() });
+                add_host(view, &mut rows, viewer, HostKey { domain, names, ..key.clone() });
             }
-            add_host(&mut rows, key);
+            add_host(view, &mut rows, viewer, key);
             let shared = view.get(&PortView { viewer: viewer.clone(), port });
             rows.extend(shared.iter().cloned());
         }

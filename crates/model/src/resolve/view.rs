@@ -205,9 +205,14 @@ impl View<'_> {
 
     /// Whether a port of an address is this service's: the first that declares it has it.
     pub(super) fn owns(&self, id: &RowId, address: IpAddr, port: u16) -> bool {
+        self.owner(address, port).is_some_and(|owner| owner == *id)
+    }
+
+    /// The service that has a port of an address.
+    pub(super) fn owner(&self, address: IpAddr, port: u16) -> Option<RowId> {
         let all = self.bucket(&IndexKey::ServiceAddress(address), |s| &s.services);
-        let first = all.iter().find(|(_, s)| s.ports.iter().any(|p| p.number == port));
-        first.is_some_and(|(first, _)| first == id)
+        let mut declare = all.into_iter().filter(|(_, s)| s.ports.iter().any(|p| p.number == port));
+        declare.next().map(|(id, _)| id)
     }
 
     /// Whether a host is but another name of a service's: `reviews.default`,
@@ -315,6 +320,12 @@ impl View<'_> {
         self.bucket(&IndexKey::Policy(Arc::clone(host)), |s| &s.policies)
     }
 
+    /// Whether it may matter for any cluster where a client runs.
+    pub(super) fn places_matter(&self) -> bool {
+        !self.mesh().locality.distribute.is_empty()
+            || !self.ids(&IndexKey::PlacePolicy, |s| &s.policies).is_empty()
+    }
+
     pub(super) fn policy(&self, id: &RowId) -> Option<Arc<DestinationPolicy>> {
         self.note(Fact::Row(id.clone()));
         self.snapshot.policies.get(id).map(|(_, row)| Arc::clone(row))
@@ -341,16 +352,28 @@ impl View<'_> {
         self.first(&key, |s| &s.workloads)
     }
 
-    /// Whether a workload of the namespace carries all these labels; no for an empty selector.
-    pub(super) fn any_workload(
+    /// Whether a workload of the namespace that carries all these labels is such a one; no for an
+    /// empty selector.
+    pub(super) fn some_workload(
         &self,
         namespace: &Arc<str>,
         selector: &BTreeMap<Arc<str>, Arc<str>>,
+        is_such: impl Fn(&Workload) -> bool,
     ) -> bool {
         let Some((key, value)) = selector.iter().next() else { return false };
         let namespace = Arc::clone(namespace);
         let key = IndexKey::WorkloadLabel(namespace, Arc::clone(key), Arc::clone(value));
-        let all = self.bucket(&key, |s| &s.workloads);
-        all.iter().any(|(_, workload)| selects(selector, &workload.labels))
+        self.note(Fact::Members(key.clone()));
+        self.snapshot.workloads.find(&key).any(|(id, workload)| {
+            self.note(Fact::Row(id.clone()));
+            selects(selector, &workload.labels) && is_such(workload)
+        })
+    }
+
+    /// Whether a namespace has workloads that we know of.
+    pub(super) fn has_workloads(&self, namespace: &Arc<str>) -> bool {
+        let key = IndexKey::WorkloadIn(Arc::clone(namespace));
+        self.note(Fact::Members(key.clone()));
+        self.snapshot.workloads.find(&key).next().is_some()
     }
 }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::policy::LocalityBalance;
 use super::routing::RetryPolicy;
 use super::scope::OutboundPolicy;
 use super::visibility::DefaultVisibility;
@@ -23,6 +24,8 @@ pub struct Mesh {
     /// File that proxies write access logs to. Shape: none = no access log. Source:
     /// `accessLogFile`.
     pub access_log_file: Option<Arc<str>>,
+    /// How much places matter. Source: `localityLbSetting`.
+    pub locality: Arc<LocalityBalance>,
     /// What becomes of requests to hosts that nothing declares. Source:
     /// `outboundTrafficPolicy.mode`.
     pub outbound: OutboundPolicy,
@@ -44,6 +47,7 @@ impl Default for Mesh {
             connect_timeout: Duration::from_secs(10),
             default_retry: RetryPolicy::default(),
             access_log_file: None,
+            locality: Arc::default(),
             outbound: OutboundPolicy::default(),
             rules_export_to: DefaultVisibility::Everyone,
             policies_export_to: DefaultVisibility::Everyone,

@@ -20,7 +20,8 @@ pub use gateway::{Gateway, HostPattern, HostScope, Server};
 pub use mesh::Mesh;
 pub use policy::{
     ConnectionPool, DestinationPolicy, HashKey, Http2KeepAlive, HttpPool, LbAlgorithm,
-    LoadBalancer, OutlierDetection, Subset, TcpKeepAlive, TcpPool, TrafficPolicy, UpgradePolicy,
+    LoadBalancer, LocalityBalance, OutlierDetection, PlaceShares, Subset, TcpKeepAlive, TcpPool,
+    TrafficPolicy, UpgradePolicy,
 };
 pub use routing::{
     Destination, Forward, GatewayName, HeaderMatch, HttpAction, HttpMatch, HttpRule, PortRedirect,

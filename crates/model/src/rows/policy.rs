@@ -53,6 +53,21 @@ pub enum HashKey {
     Query(Arc<str>),
 }
 
+/// Shares of places, by pattern; those that say more first.
+pub type PlaceShares = Vec<(Arc<str>, u32)>;
+
+/// How much it matters where a client and an endpoint run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LocalityBalance {
+    /// Whether it does.
+    pub enabled: bool,
+    /// Shares of places, by the place of the client: patterns such as `region/zone/*`. The first
+    /// that covers the client's place is in force.
+    pub distribute: Vec<(Arc<str>, PlaceShares)>,
+    /// Region of the client → region to use when its own has no healthy endpoints.
+    pub failover: Vec<(Arc<str>, Arc<str>)>,
+}
+
 /// How an endpoint is chosen, and by what.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LoadBalancer {
@@ -60,6 +75,8 @@ pub struct LoadBalancer {
     pub algorithm: LbAlgorithm,
     /// By what, where it is by a hash.
     pub hash: Option<HashKey>,
+    /// How much places matter. Shape: none = as the mesh has it.
+    pub locality: Option<Arc<LocalityBalance>>,
 }
 
 /// Whether connections are upgraded to HTTP/2.
@@ -238,6 +255,28 @@ impl TrafficPolicy {
 
 impl From<LbAlgorithm> for LoadBalancer {
     fn from(algorithm: LbAlgorithm) -> Self {
-        Self { algorithm, hash: None }
+        Self { algorithm, hash: None, locality: None }
+    }
+}
+
+// === impl LocalityBalance ===
+
+impl Default for LocalityBalance {
+    fn default() -> Self {
+        Self { enabled: true, distribute: Vec::new(), failover: Vec::new() }
+    }
+}
+
+// === impl DestinationPolicy ===
+
+impl DestinationPolicy {
+    /// Whether it may matter for clients where they run.
+    pub fn may_prefer_places(&self) -> bool {
+        let matters = |policy: &TrafficPolicy| {
+            policy.outlier_detection.is_some()
+                || policy.load_balancer.as_ref().is_some_and(|lb| lb.locality.is_some())
+        };
+        let any = |policy: &TrafficPolicy| matters(policy) || policy.ports.values().any(matters);
+        any(&self.policy) || self.subsets.iter().any(|subset| any(&subset.policy))
     }
 }

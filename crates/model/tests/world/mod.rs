@@ -9,10 +9,11 @@ use std::sync::Arc;
 use model::rows::{
     Declared, DefaultVisibility, Destination, DestinationPolicy, EgressListener, Endpoint,
     EndpointSlice, Forward, Gateway, GatewayName, HashKey, HostPattern, HostScope, HttpAction,
-    HttpMatch, HttpRule, IngressListener, IngressTarget, LbAlgorithm, LoadBalancer, Locality, Mesh,
-    Namespace, Node, OutboundPolicy, Protocol, Resolution, Rewrite, RouteRules, Selects, Server,
-    Service, ServicePort, SidecarScope, SlicePort, Source, StringMatch, Subset, TargetPort,
-    TcpMatch, TcpRule, TlsMatch, TlsRule, TrafficPolicy, WeightedDestination, Workload,
+    HttpMatch, HttpRule, IngressListener, IngressTarget, LbAlgorithm, LoadBalancer, Locality,
+    LocalityBalance, Mesh, Namespace, Node, OutboundPolicy, OutlierDetection, Protocol, Resolution,
+    Rewrite, RouteRules, Selects, Server, Service, ServicePort, SidecarScope, SlicePort, Source,
+    StringMatch, Subset, TargetPort, TcpMatch, TcpRule, TlsMatch, TlsRule, TrafficPolicy,
+    WeightedDestination, Workload,
 };
 use model::{
     Capabilities, Engine, Kind, LayerId, ObjectRef, Proxy, ProxyKey, ResourceId, Row, ScopeId, ir,
@@ -164,7 +165,7 @@ fn workload() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 addresses: vec![IpAddr::from([127, 0, 0, n])],
                 service_account: "default".into(),
                 named_ports: BTreeMap::new(),
-                node: None,
+                node: (form == 3).then(|| "n0".into()),
                 ready: form != 1,
                 declared: (form == 2).then(|| declared(version)),
             };
@@ -285,12 +286,20 @@ fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
     let hash = LoadBalancer {
         algorithm: LbAlgorithm::RingHash { least: 1024 },
         hash: Some(HashKey::SourceIp),
+        locality: None,
     };
+    let shares = LocalityBalance {
+        enabled: true,
+        distribute: vec![("/z0".into(), vec![("/z1".into(), 40), ("*".into(), 60)])],
+        failover: vec![],
+    };
+    let placed = LoadBalancer { locality: Some(shares.into()), ..LbAlgorithm::LeastRequest.into() };
     let balancer = select(vec![
         None,
         Some(LbAlgorithm::Random.into()),
         Some(LbAlgorithm::Passthrough.into()),
         Some(hash),
+        Some(placed),
     ]);
     (0..2_u8, of, balancer, 0..3_u8, namespace(), visibility()).prop_map(
         |(n, of, load_balancer, version, namespace, export_to)| {
@@ -303,6 +312,7 @@ fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 policy: TrafficPolicy {
                     ports: BTreeMap::from([(81, TrafficPolicy::default())]),
                     load_balancer,
+                    outlier_detection: (version == 2).then(OutlierDetection::default),
                     ..TrafficPolicy::default()
                 },
                 subsets: vec![Subset {
@@ -444,11 +454,14 @@ pub(crate) fn proxies() -> Vec<(ProxyKey, Proxy)> {
     labelled.labels = labels(&[("gw", "1")]);
     let mut alone = proxy("sidecar~1.1.1.1~p3.ns~d", full);
     alone.captures = false;
+    let mut far = proxy("sidecar~1.1.1.1~p4.ns~d", full);
+    far.locality.zone = "z1".into();
     let all = vec![
         proxy("router~1.1.1.1~p0.ns~d", full),
         proxy("router~1.1.1.1~p1.ns~d", inline),
         labelled,
         alone,
+        far,
         proxy("router~1.1.1.1~p0.other~d", full),
         proxy("sidecar~1.1.1.1~p0.ns~d", full),
         proxy("sidecar~1.1.1.1~p1.ns~d", full),
