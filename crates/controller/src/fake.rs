@@ -68,6 +68,10 @@ pub(crate) struct State {
     pub(crate) streaming: Streaming,
     /// What a review of a token says; of any other it says no.
     pub(crate) reviews: BTreeMap<String, Value>,
+    /// The keys of tokens; none = they are not shown.
+    pub(crate) keys: Option<Value>,
+    /// How often they were read.
+    pub(crate) keys_read: usize,
     /// Reviews that were asked for.
     pub(crate) reviewed: usize,
     /// Who may do what: user, verb, path.
@@ -163,6 +167,13 @@ impl Fake {
         let parts: Vec<&str> = path.split('/').collect();
         let written = || serde_json::from_slice::<Value>(body).expect("JSON");
         match parts.as_slice() {
+            ["openid", "v1", "jwks"] => {
+                state.keys_read += 1;
+                match &state.keys {
+                    Some(keys) => success(keys),
+                    None => failure(StatusCode::FORBIDDEN, "not for you"),
+                }
+            }
             ["apis", "authentication.k8s.io", "v1", "tokenreviews"] => state.review(written()),
             ["apis", "authorization.k8s.io", "v1", "subjectaccessreviews"] => {
                 state.authorize(written())

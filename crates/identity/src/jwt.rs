@@ -15,6 +15,7 @@ use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use x509_parser::oid_registry::{OID_EC_P256, OID_NIST_EC_P384, OID_PKCS1_RSAENCRYPTION};
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -52,6 +53,20 @@ struct Key {
     "the keys of JWTs cannot be used: {0}; give public keys in PEM (P-256, P-384 or RSA), or a JWKS"
 )]
 pub struct BadKeys(String);
+
+/// Public keys, for a look at signatures only: who may be what, others decide.
+pub struct Signatures(Vec<Key>);
+
+/// What a signature shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signature {
+    /// It is of one of the keys.
+    Good,
+    /// It claims a key that is there, and is not of it; or it can be of none.
+    Bad,
+    /// It claims a key that is not there.
+    UnknownKey,
+}
 
 /// What a token says about itself, before anybody checked it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +147,41 @@ fn end(seconds: u64) -> Result<SystemTime, Refusal> {
     SystemTime::UNIX_EPOCH
         .checked_add(Duration::from_secs(seconds))
         .ok_or_else(|| Refusal::TokenSubject("its end is beyond all time".to_owned()))
+}
+
+// === impl Signatures ===
+
+impl Signatures {
+    /// The keys of a JWKS; an error if one of them cannot be used.
+    pub fn new(jwks: &[u8]) -> Result<Self, BadKeys> {
+        let set: JwkSet =
+            serde_json::from_slice(jwks).map_err(|error| BadKeys(error.to_string()))?;
+        let keys: Vec<Key> = set.keys.iter().map(of_jwk).collect::<Result<_, _>>()?;
+        match keys.is_empty() {
+            true => Err(BadKeys("there is none".to_owned())),
+            false => Ok(Self(keys)),
+        }
+    }
+
+    /// Look at the signature of a token, and at nothing else in it.
+    pub fn check(&self, token: &str) -> Signature {
+        let Ok(header) = jsonwebtoken::decode_header(token) else { return Signature::Bad };
+        let mut own = self.0.iter().filter(|key| match (&key.id, &header.kid) {
+            (Some(own), Some(asked)) => own == asked,
+            _ => true,
+        });
+        let mut validation = Validation::new(header.alg);
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        let mut found = Signature::UnknownKey;
+        let good = own.any(|key| {
+            found = Signature::Bad;
+            key.algorithms.contains(&header.alg)
+                && jsonwebtoken::decode::<IgnoredAny>(token, &key.key, &validation).is_ok()
+        });
+        if good { Signature::Good } else { found }
+    }
 }
 
 // === impl JwtIssuer ===

@@ -4,11 +4,16 @@
 //! knows that a ServiceAccount or a pod is gone, so it is asked again after `FRESH`; keys that
 //! verify signatures would not know, so they are no substitute for it.
 //!
+//! What the cluster's public keys show to be forged is refused without asking: strangers must not
+//! keep the API server busy, nor keep others waiting.
+//!
 //! While the API server is away a kept answer goes on to hold until the token ends; about any
 //! other token nothing is known, and nobody is let in.
 //!
 //! **Invariant:** the identity is what the API server answered about the very token; tokens are
 //! kept as hashes only, and a bounded number of them.
+
+mod keys;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +27,8 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
+
+use self::keys::Keys;
 
 /// For how long an answer holds without asking again: a deleted ServiceAccount, or the token of a
 /// deleted pod, is refused after this at the latest.
@@ -42,6 +49,7 @@ const LONGEST_REASON: usize = 300;
 /// Asks the API server.
 pub(super) struct Reviewer {
     api: Api<TokenReview>,
+    keys: Keys,
     trust_domain: TrustDomain,
     at_once: Semaphore,
     kept: Mutex<Kept>,
@@ -80,6 +88,7 @@ impl Reviewer {
     /// Ask the API server that this is a client of.
     pub(super) fn new(client: Client, trust_domain: TrustDomain) -> Self {
         Self {
+            keys: Keys::new(client.clone()),
             api: Api::all(client),
             trust_domain,
             at_once: Semaphore::new(AT_ONCE),
@@ -108,6 +117,9 @@ impl Reviewer {
         hash: Hash,
         expires: SystemTime,
     ) -> Result<Answer, Refusal> {
+        if !self.keys.may_be_real(token).await {
+            return Err(Refusal::TokenSignature);
+        }
         match self.ask(token, &hash).await {
             Ok(answer) => {
                 let review = Review { answer: answer.clone(), at: Instant::now(), expires };

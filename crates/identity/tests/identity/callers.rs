@@ -9,7 +9,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use identity::api::IstioCertificateRequest;
 use identity::api::istio_certificate_service_client::IstioCertificateServiceClient;
 use identity::client::{self, ClientError};
+use identity::jwt::{Signature, Signatures};
 use identity::{Delegation, JoinTokens, JwtIssuer, NotDelegated, PrivateKey, SpiffeId, Verified};
+use jsonwebtoken::Algorithm;
 use serde_json::json;
 use tonic::Code;
 
@@ -130,6 +132,43 @@ fn given_keys_that_are_no_public_keys_then_the_message_says_so() {
         let error = JwtIssuer::new(ISSUER, keys.as_bytes(), domain()).err().expect("refused");
         assert!(error.to_string().contains(says), "{error}");
     }
+}
+
+#[test]
+fn given_the_keys_of_a_cluster_then_signatures_are_told_apart() {
+    use jsonwebtoken::jwk::{Jwk, JwkSet};
+    if !openssl::is_here() {
+        return;
+    }
+    let (own, other) = (Signer::new(), Signer::new());
+    let jwk = |signer: &Signer, id: Option<&str>| {
+        let mut jwk = Jwk::from_encoding_key(&signer.0, Algorithm::ES256).expect("a public key");
+        jwk.common.key_id = id.map(str::to_owned);
+        jwk
+    };
+    let keys = |all: Vec<Jwk>| {
+        let set = serde_json::to_vec(&JwkSet { keys: all }).expect("JSON");
+        Signatures::new(&set).expect("good keys")
+    };
+    // Whoever it is for, and when: that is for others to judge.
+    let token = |signer: &Signer| signer.token(json!({"exp": 1, "aud": "x", "iss": null}));
+    let known = keys(vec![jwk(&own, None)]);
+    assert_eq!(known.check(&token(&own)), Signature::Good);
+    assert_eq!(known.check(&token(&other)), Signature::Bad);
+    assert_eq!(keys(vec![jwk(&other, None), jwk(&own, None)]).check(&token(&own)), Signature::Good);
+    for bad in ["", "a.b.c", "e30.e30.", &token(&own).replace('.', "x")] {
+        assert_eq!(known.check(bad), Signature::Bad, "{bad}");
+    }
+    let named = |id: &str| {
+        let mut header = jsonwebtoken::Header::new(Algorithm::ES256);
+        header.kid = Some(id.to_owned());
+        jsonwebtoken::encode(&header, &json!({"sub": "x"}), &own.0).expect("signed")
+    };
+    let known = keys(vec![jwk(&own, Some("one")), jwk(&other, Some("two"))]);
+    assert_eq!(known.check(&named("one")), Signature::Good);
+    assert_eq!(known.check(&named("two")), Signature::Bad);
+    assert_eq!(known.check(&named("three")), Signature::UnknownKey);
+    assert!(Signatures::new(b"{\"keys\": []}").is_err() && Signatures::new(b"x").is_err());
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ pub(crate) struct Service {
 }
 
 /// Signs JWTs.
-pub(crate) struct Signer(EncodingKey, pub(crate) String);
+pub(crate) struct Signer(pub(crate) EncodingKey, pub(crate) String);
 
 /// A certificate and its key.
 pub(crate) struct Holder {

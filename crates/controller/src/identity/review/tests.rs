@@ -171,6 +171,46 @@ async fn given_many_calls_with_one_token_at_once_then_the_api_server_is_asked_at
     assert!(reviewed <= AT_ONCE, "{reviewed}");
 }
 
+/// A key that nobody signs with: P-256's own generator.
+fn jwks() -> Value {
+    let (x, y) = (
+        "axfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpY",
+        "T-NC4v4af5uO5-tKfA-eFivOM1drMV7Oy7ZAaDe_UfU",
+    );
+    json!({"keys": [{"kty": "EC", "crv": "P-256", "kid": "one", "x": x, "y": y}]})
+}
+
+#[tokio::test(start_paused = true)]
+async fn given_the_keys_of_the_cluster_then_forged_tokens_keep_nobody_busy() {
+    let fake = Fake::new();
+    fake.state().keys = Some(jwks());
+    let token = good();
+    // Whatever it would say.
+    fake.state().reviews.insert(token.clone(), user(WEB));
+    let reviewer = reviewer(&fake);
+    for _ in 0..100 {
+        assert_eq!(ask(&reviewer, &token).await, Err(Refusal::TokenSignature));
+    }
+    // Of a key that is not there either.
+    let rest = token.split_once('.').expect("three parts").1;
+    let head = URL_SAFE_NO_PAD.encode(json!({"alg": "ES256", "kid": "two"}).to_string());
+    let other = format!("{head}.{rest}");
+    fake.state().reviews.insert(other.clone(), user(WEB));
+    for _ in 0..100 {
+        assert_eq!(ask(&reviewer, &other).await, Err(Refusal::TokenSignature));
+    }
+    assert_eq!(fake.state().reviewed, 0);
+    assert_eq!(fake.state().keys_read, 1, "strangers cause no more");
+    // Where not all keys are known, the API server is asked.
+    let mut more = jwks();
+    let strange = json!({"kty": "OKP", "crv": "Ed25519", "kid": "three", "x": "AAAA"});
+    more["keys"].as_array_mut().expect("keys").push(strange);
+    fake.state().keys = Some(more);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(ask(&reviewer, &other).await.as_deref(), Ok(ID));
+    assert_eq!(fake.state().keys_read, 2);
+}
+
 #[test]
 fn what_is_kept_is_bounded_and_refusals_push_out_no_answer() {
     let now = SystemTime::now();
