@@ -69,6 +69,7 @@ impl Service {
         let files = source.files(&domain()).expect("there");
         let ca = CertificateAuthority::start(settings, &files, Arc::clone(&stats));
         let ca = ca.expect("it starts");
+        source.publish(&ca).expect("written");
         let (found, finds) = mpsc::channel(1);
         let signer = Signer::new();
         let issuer = JwtIssuer::new(ISSUER, signer.1.as_bytes(), domain()).expect("good keys");
