@@ -107,8 +107,8 @@ pub(super) fn shared(view: &View<'_>, viewer: &Viewer, port: u16) -> Shared {
     for (id, service) in &services {
         let Some(at) = service.ports.iter().position(|p| p.number == port) else { continue };
         let declared = &service.ports[at];
-        let chosen = view.service(&service.host, &viewer.client);
-        if chosen.is_none_or(|(chosen, _)| chosen != *id)
+        let declared_by = view.ports_of(&service.host, &viewer.client);
+        if !declared_by.iter().any(|of| of.id == *id && of.number() == port)
             || !reaches(view, viewer, &service.namespace, &service.host, port)
         {
             continue;

@@ -135,19 +135,21 @@ fn find(view: &View<'_>, client: &Client, destination: &Destination, request_por
     let Some((id, service)) = view.service(host, client) else {
         return stub(port.unwrap_or(request_port), Fault::HostNotFound);
     };
-    let (id, service) = view.target_of(&service, client).unwrap_or((id, service));
-    let port = match (*port, &service.ports[..]) {
-        (None, [only]) => only.number,
+    let (_, service) = view.target_of(&service, client).unwrap_or((id, service));
+    let ports = view.ports_of(&service.host, client);
+    let found = match (*port, &ports[..]) {
+        (None, [only]) => only,
         (wanted, ports) => {
             let number = wanted.unwrap_or(request_port);
-            if !ports.iter().any(|p| p.number == number) {
+            let Some(found) = ports.iter().find(|of| of.number() == number) else {
                 let fault =
                     if wanted.is_none() { Fault::PortAmbiguous } else { Fault::PortNotFound };
                 return stub(number, fault);
-            }
-            number
+            };
+            found
         }
     };
+    let (port, id, service) = (found.number(), found.id.clone(), Arc::clone(&found.service));
     let whole = whole(view, client, &id, &service, port);
     let Some(wanted) = subset else { return Found::Cluster(whole, None) };
     let name = names::outbound_cluster(port, Some(wanted), host);

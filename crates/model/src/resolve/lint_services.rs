@@ -24,13 +24,24 @@ pub(super) fn service(view: &View<'_>, id: &RowId, service: &Service, out: &mut 
         one.meets(&two)
     };
     let same_host = view.services_of(&service.host);
-    let first = same_host.iter().filter(|(_, s)| meets(s)).min_by_key(|(id, s)| rank(id, s));
+    // Several objects of a namespace may each declare some ports of a host.
+    let adds = |other: &Service| {
+        let numbers = |s: &Service| s.ports.iter().map(|p| p.number).collect::<BTreeSet<_>>();
+        other.selects == Selects::All
+            && service.selects == Selects::All
+            && other.namespace == service.namespace
+            && numbers(other).is_disjoint(&numbers(service))
+    };
+    let rivals = same_host.iter().filter(|(_, s)| meets(s) && !adds(s));
+    let first = rivals.min_by_key(|(id, s)| rank(id, s));
     if let Some((first, row)) = first.filter(|(first, row)| rank(first, row) < own) {
         let message = if row.namespace == service.namespace {
             format!(
                 "host {} is also declared by {}, which takes precedence, so this one has no \
-                 effect; merge the two",
-                service.host, first.object
+                 effect{}; merge the two",
+                service.host,
+                first.object,
+                if row.selects == Selects::All { " on the ports that both have" } else { "" }
             )
         } else {
             format!(

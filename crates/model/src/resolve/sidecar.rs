@@ -9,7 +9,7 @@
 //! **Invariant:** a namespace for which a host comes to something else than for everybody is named
 //! by a service, rule or policy that is read here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use super::connections::{ChainKey, shared, to_address};
 use super::destination::{Outcome, whole};
 use super::place::matters;
 use super::rules::{Excluded, Head, RulesHead};
+use super::view::PortOf;
 use super::virtual_host::BoundRules;
 use super::{
     BuiltIn, ClusterKey, HostKey, HostNames, Key, Labels, Otherwise, RowKey, RowSet, precedence,
@@ -26,7 +27,7 @@ use crate::hosts;
 use crate::names;
 use crate::rows::{
     EgressListener, GatewayName, HostPattern, HostScope, Locality, OutboundPolicy, Protocol,
-    Service, SidecarScope,
+    SidecarScope,
 };
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
@@ -202,46 +203,40 @@ fn add_clusters(
     }
 }
 
-/// Add the listeners of a service's ports that are, or may be, no HTTP.
-fn add_listeners(
-    view: &View<'_>,
-    rows: &mut RowSet,
-    viewer: &Viewer,
-    (id, service): (&RowId, &Service),
-) {
-    for (at, port) in service.ports.iter().enumerate() {
-        let number = port.number;
-        if !port.protocol.is_stream()
-            || !reaches(view, viewer, &service.namespace, &service.host, number)
-        {
-            continue;
+/// Add the listeners of a port that is, or may be, no HTTP.
+fn add_listeners(view: &View<'_>, rows: &mut RowSet, viewer: &Viewer, of: &PortOf) {
+    let PortOf { id, service, .. } = of;
+    let ((port, at), number) = (of.port(), of.number());
+    if !port.protocol.is_stream()
+        || !reaches(view, viewer, &service.namespace, &service.host, number)
+    {
+        return;
+    }
+    let addresses = match (service.headless, port.protocol) {
+        _ if !viewer.captures => Vec::new(),
+        // It may be HTTP, and that is routed by name.
+        (true, Protocol::Unknown) => Vec::new(),
+        (true, _) => view.endpoint_addresses(service),
+        (false, _) => {
+            let owned = service.addresses.iter().filter(|a| view.owns(id, **a, number));
+            owned.copied().collect()
         }
-        let addresses = match (service.headless, port.protocol) {
-            _ if !viewer.captures => Vec::new(),
-            // It may be HTTP, and that is routed by name.
-            (true, Protocol::Unknown) => Vec::new(),
-            (true, _) => view.endpoint_addresses(service),
-            (false, _) => {
-                let owned = service.addresses.iter().filter(|a| view.owns(id, **a, number));
-                owned.copied().collect()
-            }
-        };
-        for address in addresses {
-            let (chains, otherwise) = to_address(view, viewer, (id, service), (port, at), address);
-            add_chains(view, rows, viewer, chains.iter().chain([&otherwise]));
-            rows.insert(Arc::new(RowKey::AddressListener {
-                address,
-                port: number,
-                http: port.protocol == Protocol::Unknown,
-                service: id.clone(),
-                chains,
-                otherwise,
-            }));
-        }
-        if service.shares_port(number) || !viewer.captures {
-            let shared = view.get(&PortView { viewer: viewer.clone(), port: number });
-            rows.extend(shared.iter().cloned());
-        }
+    };
+    for address in addresses {
+        let (chains, otherwise) = to_address(view, viewer, (id, service), (port, at), address);
+        add_chains(view, rows, viewer, chains.iter().chain([&otherwise]));
+        rows.insert(Arc::new(RowKey::AddressListener {
+            address,
+            port: number,
+            http: port.protocol == Protocol::Unknown,
+            service: id.clone(),
+            chains,
+            otherwise,
+        }));
+    }
+    if service.shares_port(number) || !viewer.captures {
+        let shared = view.get(&PortView { viewer: viewer.clone(), port: number });
+        rows.extend(shared.iter().cloned());
     }
 }
 
@@ -380,33 +375,32 @@ impl Query for HostView {
         let named = view.service(host, &viewer.client);
         // Another name of a service means that service.
         let target = named.as_ref().and_then(|(_, s)| view.target_of(s, &viewer.client));
-        let service = target.clone().or_else(|| named.clone());
         let rules = winner(view, host, viewer, |head| head.has_http).or_else(|| {
             let (_, target) = target.as_ref()?;
             winner(view, &target.host, viewer, |head| head.has_http)
         });
-        if let (Some((id, service)), None) = (&named, &target) {
-            add_listeners(view, &mut rows, viewer, (id, service));
+        let meant = target.as_ref().map_or(host, |(_, target)| &target.host);
+        let declared = view.ports_of(meant, &viewer.client);
+        if target.is_none() {
+            declared.iter().for_each(|of| add_listeners(view, &mut rows, viewer, of));
         }
-        let ports: BTreeSet<u16> = match &service {
-            Some((_, row)) => {
-                let namespace =
-                    named.as_ref().map_or(&row.namespace, |(_, named)| &named.namespace);
-                let http = row.ports.iter().filter(|p| p.protocol.is_http()).map(|p| p.number);
-                http.filter(|port| reaches(view, viewer, namespace, host, *port)).collect()
-            }
-            None if rules.is_some() && !view.is_alias(host) => self.covered_ports(view),
-            None => return rows,
-        };
-        for port in ports {
-            let (names, otherwise) = match (&named, &service) {
-                (Some((id, row)), Some((target, service))) => (
+        let mut ports: BTreeMap<u16, Option<&PortOf>> = BTreeMap::new();
+        if let Some((_, row)) = &named {
+            let http = declared.iter().filter(|of| of.port().0.protocol.is_http());
+            let reached = http.filter(|p| reaches(view, viewer, &row.namespace, host, p.number()));
+            ports.extend(reached.map(|of| (of.number(), Some(of))));
+        } else if rules.is_some() && !view.is_alias(host) {
+            ports.extend(self.covered_ports(view).into_iter().map(|port| (port, None)));
+        }
+        for (port, of) in ports {
+            let (names, otherwise) = match (&named, of) {
+                (Some((id, row)), Some(of)) => (
                     HostNames::Service {
-                        id: id.clone(),
+                        id: if target.is_some() { id.clone() } else { of.id.clone() },
                         own: viewer.client.is_of(&row.namespace),
                         port,
                     },
-                    Otherwise::Cluster(whole(view, &viewer.client, target, service, port)),
+                    Otherwise::Cluster(whole(view, &viewer.client, &of.id, &of.service, port)),
                 ),
                 _ => (HostNames::Domain, Otherwise::NotFound),
             };

@@ -13,10 +13,29 @@ use super::{Labels, MeshSettings, RulesHead, precedence, selects};
 use crate::hosts;
 use crate::rows::{
     DestinationPolicy, EndpointSlice, Gateway, GatewayName, HostPattern, HostScope, Mesh, Node,
-    RouteRules, Selects, Service, SidecarScope, Visibility, Workload,
+    RouteRules, Selects, Service, ServicePort, SidecarScope, Visibility, Workload,
 };
 use crate::snapshot::{IndexKey, Indexed, RowId, Snapshot, Table};
 use crate::track::{Fact, View};
+
+/// A port of a host, and the service that declares it.
+pub(super) struct PortOf {
+    pub(super) id: RowId,
+    pub(super) service: Arc<Service>,
+    at: usize,
+}
+
+// === impl PortOf ===
+
+impl PortOf {
+    pub(super) fn port(&self) -> (&ServicePort, usize) {
+        (&self.service.ports[self.at], self.at)
+    }
+
+    pub(super) fn number(&self) -> u16 {
+        self.port().0.number
+    }
+}
 
 // === impl View ===
 
@@ -130,6 +149,37 @@ impl View<'_> {
             let order = rank(x).cmp(&rank(y));
             order.then_with(|| precedence(x.created, a).cmp(&precedence(y.created, b)))
         })
+    }
+
+    /// The ports of a host that clients of this namespace see, each with the service that declares
+    /// it. Users may declare the ports of one host in several objects of a namespace; a number is
+    /// that of the first.
+    pub(super) fn ports_of(&self, host: &Arc<str>, client: &Client) -> Vec<PortOf> {
+        let Some((id, first)) = self.service(host, client) else { return Vec::new() };
+        let mut services = vec![(id, first)];
+        if services[0].1.selects == Selects::All {
+            let (winner, namespace) = (services[0].0.clone(), services[0].1.namespace.clone());
+            let mut others = self.services_of(host);
+            others.retain(|(id, row)| {
+                *id != winner
+                    && row.selects == Selects::All
+                    && row.namespace == namespace
+                    && client.sees(&self.visibility_of_service(row))
+            });
+            others
+                .sort_by(|(a, x), (b, y)| precedence(x.created, a).cmp(&precedence(y.created, b)));
+            services.extend(others);
+        }
+        let mut ports: Vec<PortOf> = Vec::new();
+        for (id, service) in services {
+            for at in 0..service.ports.len() {
+                let port = PortOf { id: id.clone(), service: Arc::clone(&service), at };
+                if ports.iter().all(|known| known.number() != port.number()) {
+                    ports.push(port);
+                }
+            }
+        }
+        ports
     }
 
     /// The service that another one is but a name of, if it is there.

@@ -115,7 +115,9 @@ fn service() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                 selects: if created.is_some() { Selects::All } else { Selects::Registered },
                 export_to: export_to.map(|v| v.of(&namespace.into())),
             };
-            (owner_in(namespace, "Service", &name), Row::Service(row.into()))
+            // Users may declare the ports of a host in several objects.
+            let of_port = if created.is_some() { format!("-{port}") } else { String::new() };
+            (owner_in(namespace, "Service", &format!("{name}{of_port}")), Row::Service(row.into()))
         },
     )
 }
