@@ -1,12 +1,13 @@
-//! A real Envoy beside a workload: connections of the workload are captured, as in a pod.
+//! Two real sidecars whose pods' connections are captured, both ways.
 //!
-//! In: `ENVOY_BIN`, root, `unshare`, `ip`, `iptables`; skipped aloud without one of them. Out: what
-//! comes back to a client that connects to addresses of services.
+//! In: `ENVOY_BIN`, root, `unshare`, `nsenter`, `ip`, `iptables`, `setpriv`; skipped aloud without
+//! one of them. Out: what comes back to a client that connects to addresses of services.
 //!
-//! The test starts itself again in a network namespace of its own, whose loopback has the addresses
-//! of backends. Connections to addresses of services, which nobody has, are redirected to Envoy.
+//! The test starts itself again in a network namespace of its own: the pod of the client, and the
+//! controller in it. Two further namespaces are the pod of a server, with a sidecar of its own, and
+//! the rest of the world, without. What the proxies themselves send is known by its user.
 //!
-//! **Invariant:** nothing outside of that namespace is touched, and it ends with the process.
+//! **Invariant:** nothing outside of those namespaces is touched, and they end with the process.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test")]
 
@@ -15,81 +16,118 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
 use envoy_api::bootstrap::{Bootstrap, Protocol};
-use house::backend::Backend;
+use house::backend::NAME_HEADER;
 use house::client::Client;
-use house::mesh::{Controller, Envoy, free_address, replace};
-use house::namespace::{self, run};
-use house::process::built;
-use serde_json::Map;
+use house::mesh::{Controller, Envoy, replace};
+use house::namespace::{self, Neighbour, run};
+use house::process::{Leashed, built, sibling};
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-const NODE: &str = "sidecar~127.0.0.1~client-0.default~default.svc.cluster.local";
+const CLIENT: &str = "sidecar~10.1.0.9~client-0.default~default.svc.cluster.local";
+const SERVER: &str = "sidecar~10.1.0.1~db-0.default~default.svc.cluster.local";
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Of the client's pod, the server's pod, and pods without a sidecar of two namespaces.
+const CLIENT_POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 9);
+const SERVER_POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+const OTHER_POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+const SHOP_POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
+/// Machines outside of the mesh, and an address that nobody has.
+const OUTSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 10), Ipv4Addr::new(203, 0, 113, 11)];
+const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
+/// Addresses of the proxies' own business, which is not captured.
+const CONTROL: &str = "10.9.0.0/16";
+const CONTROLLER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const SERVER_ADMIN: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 
 /// Addresses of services: nobody has them.
 const WEB: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const ECHO: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
-const GREETER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 3);
-const UNNAMED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 4);
+const FIRST: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 3);
+const SHOP_ECHO: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 4);
+const UNNAMED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 5);
+const GREETER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 6);
 
-const SERVICES: &str = r#"
+const MESH: &str = r#"
 apiVersion: v1
 kind: Pod
 metadata: { name: client-0, namespace: default, labels: { app: client } }
+status: { podIP: 10.1.0.9 }
 ---
 apiVersion: v1
-kind: Service
-metadata: { name: web, namespace: default }
-spec: { clusterIP: 10.96.0.1, selector: { app: web }, ports: [{ name: http, port: 80, targetPort: 8080 }] }
+kind: Pod
+metadata: { name: db-0, namespace: default, labels: { app: server, version: v1 } }
+status: { podIP: 10.1.0.1 }
 ---
 apiVersion: v1
-kind: Service
-metadata: { name: echo, namespace: default }
-spec: { clusterIP: 10.96.0.2, selector: { app: echo }, ports: [{ name: tcp, port: 80, targetPort: 9000 }] }
----
-apiVersion: v1
-kind: Service
-metadata: { name: greeter, namespace: shop }
-spec: { clusterIP: 10.96.0.3, selector: { app: greeter }, ports: [{ name: tcp, port: 80, targetPort: 9000 }] }
----
-apiVersion: v1
-kind: Service
-metadata: { name: unnamed, namespace: shop }
-spec: { clusterIP: 10.96.0.4, selector: { app: web }, ports: [{ port: 8000, targetPort: 8080 }] }
+kind: Pod
+metadata: { name: db-1, namespace: default, labels: { app: server, version: v2 } }
+status: { podIP: 10.1.0.2 }
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: { name: web, namespace: default }
 spec: { host: web, subsets: [{ name: v1, labels: { version: v1 } }, { name: v2, labels: { version: v2 } }] }
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: a, namespace: default }
+spec:
+  hosts: [a.example.com]
+  ports: [{ number: 443, name: tls, protocol: TLS, targetPort: 9443 }]
+  resolution: STATIC
+  endpoints: [{ address: 203.0.113.10 }]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: b, namespace: default }
+spec:
+  hosts: [b.example.com]
+  ports: [{ number: 443, name: tls, protocol: TLS, targetPort: 9443 }]
+  resolution: STATIC
+  endpoints: [{ address: 203.0.113.11 }]
+---
 "#;
 
-/// Endpoints of a service: pods by address, with the label `version`.
-fn endpoints(namespace: &str, service: &str, port: u16, pods: &[(&str, &str)]) -> String {
-    let named = if service == "unnamed" {
-        ""
-    } else if port == 8080 {
-        "http"
-    } else {
-        "tcp"
-    };
+/// A service and its endpoints. `port`: name, number, number on its pods.
+fn service(id: &str, ip: &str, port: (&str, u16, u16), pods: &[(&str, Ipv4Addr)]) -> String {
+    let (namespace, name) = id.split_once('/').expect("namespace and name");
+    let (label, number, target) = port;
     let mut out = format!(
-        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-         metadata: {{ name: {service}-1, namespace: {namespace}, labels: {{ kubernetes.io/service-name: {service} }} }}\n\
-         addressType: IPv4\nports: [{{ name: \"{named}\", port: {port} }}]\nendpoints:\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: {namespace} }}\n\
+         spec: {{ clusterIP: {ip}, selector: {{ app: server }}, \
+         ports: [{{ name: \"{label}\", port: {number}, targetPort: {target} }}] }}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{ name: {name}-1, namespace: {namespace}, labels: {{ kubernetes.io/service-name: {name} }} }}\n\
+         addressType: IPv4\nports: [{{ name: \"{label}\", port: {target} }}]\nendpoints:\n"
     );
-    for (address, _) in pods {
-        out.push_str(&format!("- {{ addresses: [{address}] }}\n"));
-    }
-    for (address, version) in pods {
-        let name = format!("{service}-{version}");
-        out.push_str(&format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: {namespace}, labels: {{ app: {service}, version: {version} }} }}\nstatus: {{ podIP: {address} }}\n"
-        ));
+    for (pod, address) in pods {
+        let reference = format!("targetRef: {{ kind: Pod, name: {pod} }}");
+        out.push_str(&format!("- {{ addresses: [{address}], hostname: {pod}, {reference} }}\n"));
     }
     out + "---\n"
+}
+
+fn services() -> String {
+    let server = ("db-0", SERVER_POD);
+    let other = ("db-1", OTHER_POD);
+    let shop = ("shop-0", SHOP_POD);
+    MESH.to_owned()
+        + &service("default/web", "10.96.0.1", ("http", 80, 8080), &[server, other])
+        + &service("default/echo", "10.96.0.2", ("tcp", 80, 9000), &[server])
+        + &service("default/first", "10.96.0.3", ("tcp", 80, 9001), &[server])
+        + &service("default/greeter", "10.96.0.6", ("grpc", 50051, 8081), &[server])
+        + &service("default/db", "None", ("http", 8082, 8082), &[server, other])
+        + &service("default/raw", "None", ("tcp", 9002, 9002), &[server, other])
+        + &service("shop/echo", "10.96.0.4", ("tcp", 80, 9000), &[shop])
+        + &service("shop/unnamed", "10.96.0.5", ("", 8000, 8080), &[shop])
 }
 
 /// Who gets what is not for `/v2`.
@@ -103,8 +141,27 @@ fn rules(subset: &str) -> String {
     )
 }
 
+const DECLARED_ONLY: &str = "\
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: { name: client, namespace: default }
+spec:
+  workloadSelector: { labels: { app: client } }
+  outboundTrafficPolicy: { mode: REGISTRY_ONLY }
+";
+
+/// A mesh of a client and a server, and what of it is running.
+struct Mesh {
+    controller: Controller,
+    client: Envoy,
+    server: Envoy,
+    files: PathBuf,
+    _servers: Vec<Leashed>,
+    _neighbours: [Neighbour; 2],
+}
+
 #[test]
-fn given_a_workload_when_its_connections_are_captured_then_each_reaches_what_it_was_meant_for() {
+fn given_two_sidecars_when_connections_are_captured_then_each_reaches_what_it_was_meant_for() {
     let Some(envoy) = Envoy::binary() else {
         eprintln!("SKIPPED: ENVOY_BIN names no Envoy binary");
         return;
@@ -114,99 +171,112 @@ fn given_a_workload_when_its_connections_are_captured_then_each_reaches_what_it_
     if namespace::is_within(controller) {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let controller = PathBuf::from(namespace::carried());
-        runtime.block_on(captured(&envoy, &controller)).expect("the workload is served");
+        runtime.block_on(captured(&envoy, &controller)).expect("both are served");
     }
 }
 
-async fn captured(envoy_binary: &Path, controller_binary: &Path) -> Result<()> {
-    run("ip link set lo up")?;
-    for last in 1..=4 {
-        run(&format!("ip address add 10.1.0.{last}/32 dev lo"))?;
-    }
-    run("ip route add 10.96.0.0/16 dev lo")?;
-    run("iptables -t nat -A OUTPUT -p tcp -d 10.96.0.0/16 -j REDIRECT --to-ports 15001")?;
-
-    let backend = |last: u8| SocketAddr::from(([10, 1, 0, last], 8080));
-    let _v1 = Backend::start(backend(1), "v1").await?;
-    let _v2 = Backend::start(backend(2), "v2").await?;
-    let echo = TcpListener::bind(("10.1.0.3", 9000)).await?;
-    let greeter = TcpListener::bind(("10.1.0.4", 9000)).await?;
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = echo.accept().await {
-            let (mut from, mut to) = stream.split();
-            let _ = tokio::io::copy(&mut from, &mut to).await;
-        }
-    });
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = greeter.accept().await {
-            let _ = stream.write_all(b"welcome").await;
-            // Held until the client has gone.
-            let _ = stream.read(&mut [0]).await;
-        }
-    });
-
+async fn captured(envoy: &Path, controller: &Path) -> Result<()> {
     let work = tempfile::tempdir()?;
-    let files = work.path().join("mesh");
-    std::fs::create_dir(&files)?;
-    let web = [("10.1.0.1", "v1"), ("10.1.0.2", "v2")];
-    let slices = endpoints("default", "web", 8080, &web)
-        + &endpoints("default", "echo", 9000, &[("10.1.0.3", "v1")])
-        + &endpoints("shop", "greeter", 9000, &[("10.1.0.4", "v1")])
-        + &endpoints("shop", "unnamed", 8080, &web[..1]);
-    replace(&files.join("services.yaml"), SERVICES)?;
-    replace(&files.join("endpoints.yaml"), &slices)?;
-    replace(&files.join("rules.yaml"), &rules("v1"))?;
-    let log = work.path().join("controller.log");
-    let mut controller = Controller::start(controller_binary, &files, &log).await?;
-    let admin = free_address()?;
-    let bootstrap = Bootstrap {
-        node_id: NODE.to_owned(),
-        cluster: "client".to_owned(),
-        metadata: Map::new(),
-        xds_host: controller.xds.ip().to_string(),
-        xds_port: controller.xds.port(),
-        protocol: Protocol::Delta,
-        admin_address: Some((admin.ip().to_string(), admin.port())),
-        ..Default::default()
+    let mut mesh = Mesh::start(envoy, controller, work.path()).await?;
+    let mut wrong = Vec::new();
+    let mut check = |what: &str, result: Result<()>| {
+        if let Err(error) = result {
+            wrong.push(format!("{what}: {error:#}"));
+        }
     };
-    let file = work.path().join("envoy.json");
-    std::fs::write(&file, bootstrap.to_json().to_string())?;
-    let mut envoy = Envoy::from_file(envoy_binary, &file, admin, work.path()).await?;
-    let state = controller.synced(NODE, 0).await?;
-    ensure!(state.rejected == 0, "rejected: {:?}", state.errors);
-    ensure!(envoy.warming().await?.is_empty(), "warming: {:?}", envoy.warming().await?);
+    check("HTTP", http().await);
+    check("HTTP/2", http2().await);
+    check("bytes", connections().await);
+    check("a pod by name", pods_by_name().await);
+    check("TLS", tls().await);
+    check("undeclared", undeclared(true).await);
+    check("inbound", mesh.inbound().await);
+    check("an edit", mesh.edited().await);
+    check("REGISTRY_ONLY", mesh.declared_only().await);
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    mesh.stop().await
+}
 
-    // HTTP by rules, by every name of the service.
+/// By rules, by every name of the service.
+async fn http() -> Result<()> {
     let mut web = Client::new((WEB, 80).into());
     for host in ["web", "web.default", "web.default.svc.cluster.local", "10.96.0.1"] {
-        served(&mut web, host, "/", "v1").await?;
-        served(&mut web, host, "/v2/x", "v2").await?;
+        served(&mut web, host, "/", "server").await?;
+        served(&mut web, host, "/v2/x", "other").await?;
     }
     let answer = web.get("web", "/mine").await?;
     ensure!(answer.status == 418, "a rule for this workload: {answer:?}");
-    // TCP on the same port, and a protocol in which the server speaks first.
-    let mut stream = connect(ECHO, 80).await?;
-    stream.write_all(b"hello").await?;
-    ensure!(read(&mut stream, 5).await? == b"hello", "echo");
-    let began = Instant::now();
-    let mut stream = connect(GREETER, 80).await?;
-    ensure!(read(&mut stream, 7).await? == b"welcome", "greeting");
-    ensure!(began.elapsed() < Duration::from_secs(2), "greeted after {:?}", began.elapsed());
     // A port of which nothing is said.
     let mut unnamed = Client::new((UNNAMED, 8000).into());
-    served(&mut unnamed, "unnamed.shop", "/", "v1").await?;
+    served(&mut unnamed, "unnamed.shop", "/", "other").await
+}
 
-    // An edit moves requests and keeps connections.
-    let before = controller.revision(&mut Client::new(controller.admin)).await?;
-    replace(&files.join("rules.yaml"), &rules("v2"))?;
-    let state = controller.settled(NODE, before).await?;
-    ensure!(state.rejected == 0, "rejected: {:?}", state.errors);
-    tokio::time::sleep(Duration::from_millis(250)).await;
-    served(&mut web, "web", "/", "v2").await?;
-    stream.write_all(b"x").await.context("a connection that an edit must not cut")?;
-    ensure!(envoy.warming().await?.is_empty(), "warming: {:?}", envoy.warming().await?);
-    envoy.check()?;
-    controller.stop()
+/// As gRPC does it: HTTP/2 from the first byte, all the way.
+async fn http2() -> Result<()> {
+    let stream = TokioIo::new(connect(GREETER, 50051).await?);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
+    tokio::spawn(connection);
+    let request = http::Request::post("http://greeter:50051/hello.Greeter/Hello")
+        .header("content-type", "application/grpc")
+        .body(Empty::<Bytes>::new())?;
+    let answer = timeout(PATIENCE, sender.send_request(request)).await??;
+    let status = answer.status();
+    let by = answer.headers().get(NAME_HEADER).cloned();
+    let body = answer.into_body().collect().await?.to_bytes();
+    let said: Value = serde_json::from_slice(&body).unwrap_or_default();
+    ensure!(
+        by.is_some_and(|name| name == "server") && said["version"] == "HTTP/2.0",
+        "{status} {said}"
+    );
+    Ok(())
+}
+
+/// TCP on the port of HTTP, in two namespaces; and a protocol in which the server speaks first.
+async fn connections() -> Result<()> {
+    echoed(ECHO, 80, b"\x02hello", "server").await?;
+    echoed(SHOP_ECHO, 80, b"\x02hello", "other").await?;
+    let began = Instant::now();
+    let mut stream = connect(FIRST, 80).await?;
+    heard(&mut stream, b"server ").await?;
+    ensure!(began.elapsed() < Duration::from_secs(2), "greeted after {:?}", began.elapsed());
+    // A headless service by the addresses of its pods.
+    echoed(SERVER_POD, 9002, b"\x02hello", "server").await?;
+    echoed(OTHER_POD, 9002, b"\x02hello", "other").await
+}
+
+/// A name of a pod of a StatefulSet means that pod, the name of the service any of them.
+async fn pods_by_name() -> Result<()> {
+    for (address, pod, by) in [(SERVER_POD, "db-0", "server"), (OTHER_POD, "db-1", "other")] {
+        for host in [format!("{pod}.db:8082"), format!("{pod}.db.default.svc.cluster.local:8082")] {
+            for _ in 0..8 {
+                served(&mut Client::new((address, 8082).into()), &host, "/", by).await?;
+            }
+        }
+    }
+    let answer = Client::new((SERVER_POD, 8082).into()).get("db:8082", "/").await?;
+    ensure!(answer.status == 200, "the service by its name: {answer:?}");
+    Ok(())
+}
+
+/// The name in the first message decides, and the bytes are left as they are.
+async fn tls() -> Result<()> {
+    for (name, by) in [("a.example.com", "outside-0"), ("b.example.com", "outside-1")] {
+        let hello = house::client::tls_hello(Some(name));
+        echoed(NOBODY, 443, &hello, by).await.with_context(|| name.to_owned())?;
+    }
+    Ok(())
+}
+
+/// An address of which nobody has said anything.
+async fn undeclared(allowed: bool) -> Result<()> {
+    let [address, _] = OUTSIDE;
+    let bytes = echoed(address, 7777, b"\x02hello", "outside-0").await;
+    ensure!(bytes.is_ok() == allowed, "bytes: {bytes:?}");
+    let answer = Client::new((address, 80).into()).get("nobody.test", "/").await?;
+    let expected = if allowed { 200 } else { 502 };
+    ensure!(answer.status == expected, "HTTP: {answer:?}");
+    Ok(())
 }
 
 async fn served(client: &mut Client, host: &str, path: &str, by: &str) -> Result<()> {
@@ -220,12 +290,189 @@ async fn served(client: &mut Client, host: &str, path: &str, by: &str) -> Result
     Ok(())
 }
 
+/// Say something, and hear it again from this one.
+async fn echoed(address: Ipv4Addr, port: u16, said: &[u8], by: &str) -> Result<()> {
+    let mut stream = connect(address, port).await?;
+    stream.write_all(said).await?;
+    let expected = [format!("{by} ").as_bytes(), said].concat();
+    heard(&mut stream, &expected).await.with_context(|| format!("{address}:{port}"))
+}
+
 async fn connect(address: Ipv4Addr, port: u16) -> Result<TcpStream> {
     Ok(timeout(PATIENCE, TcpStream::connect((address, port))).await??)
 }
 
-async fn read(stream: &mut TcpStream, count: usize) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; count];
-    timeout(PATIENCE, stream.read_exact(&mut bytes)).await.context("nothing came")??;
-    Ok(bytes)
+async fn heard(stream: &mut TcpStream, expected: &[u8]) -> Result<()> {
+    let mut bytes = vec![0; expected.len()];
+    let read = timeout(PATIENCE, stream.read_exact(&mut bytes)).await.context("nothing came")?;
+    read.context("nothing came")?;
+    let (bytes, expected) = (String::from_utf8_lossy(&bytes), String::from_utf8_lossy(expected));
+    ensure!(bytes == expected, "heard {bytes:?}, not {expected:?}");
+    Ok(())
+}
+
+// === impl Mesh ===
+
+impl Mesh {
+    async fn start(envoy: &Path, controller: &Path, work: &Path) -> Result<Self> {
+        run("ip link set lo up")?;
+        run(&format!("ip address add {CONTROLLER}/32 dev lo"))?;
+        run(&format!("ip address add {CLIENT_POD}/32 dev lo"))?;
+        let server = Neighbour::start("server", &[SERVER_POD, SERVER_ADMIN], work)?;
+        let [one, two] = OUTSIDE;
+        let other = Neighbour::start("other", &[OTHER_POD, SHOP_POD, one, two], work)?;
+        run("ip route add default dev server")?;
+        run(&namespace::capture(CONTROL))?;
+        server.run(&namespace::capture(CONTROL))?;
+
+        let at = |address: Ipv4Addr, port| SocketAddr::from((address, port));
+        let backend = sibling("backend")?;
+        let by_server = server.within(&backend, work)?;
+        let by_other = other.within(&backend, work)?;
+        let mut servers = Vec::new();
+        for (program, address, name, speaks) in [
+            (&by_server, at(SERVER_POD, 8080), "server", "http"),
+            (&by_server, at(SERVER_POD, 8081), "server", "http"),
+            (&by_server, at(SERVER_POD, 8082), "server", "http"),
+            (&by_server, at(SERVER_POD, 9000), "server", "echo"),
+            (&by_server, at(SERVER_POD, 9001), "server", "first"),
+            (&by_server, at(SERVER_POD, 9002), "server", "echo"),
+            (&by_server, at(SERVER_POD, 7000), "server", "echo"),
+            (&by_other, at(OTHER_POD, 8080), "other", "http"),
+            (&by_other, at(OTHER_POD, 8082), "other", "http"),
+            (&by_other, at(OTHER_POD, 9002), "other", "echo"),
+            (&by_other, at(SHOP_POD, 9000), "other", "echo"),
+            (&by_other, at(SHOP_POD, 8080), "other", "http"),
+            (&by_other, at(one, 9443), "outside-0", "echo"),
+            (&by_other, at(two, 9443), "outside-1", "echo"),
+            (&by_other, at(one, 7777), "outside-0", "echo"),
+            (&by_other, at(one, 80), "outside-0", "http"),
+        ] {
+            let args = [address.to_string(), name.to_owned(), speaks.to_owned()];
+            let log = work.join(format!("{address}.log"));
+            servers.push(Leashed::start(name, program, &args, &log)?);
+        }
+        let files = work.join("mesh");
+        std::fs::create_dir(&files)?;
+        replace(&files.join("services.yaml"), &services())?;
+        replace(&files.join("rules.yaml"), &rules("v1"))?;
+        let log = work.join("controller.log");
+        let mut controller =
+            Controller::launch_at(controller, &files, &log, at(CONTROLLER, 15010), &[])?;
+        controller.ready().await?;
+        let proxy = namespace::as_proxy(envoy, work)?;
+        let of_server = server.within(&proxy, work)?;
+        let xds = controller.xds;
+        let client = sidecar(&proxy, CLIENT, at(CONTROLLER, 15000), xds, work).await?;
+        let server_proxy = sidecar(&of_server, SERVER, at(SERVER_ADMIN, 15000), xds, work).await?;
+        let mut mesh = Self {
+            controller,
+            client,
+            server: server_proxy,
+            files,
+            _servers: servers,
+            _neighbours: [server, other],
+        };
+        mesh.well().await?;
+        Ok(mesh)
+    }
+
+    /// Both proxies have taken everything.
+    async fn well(&mut self) -> Result<()> {
+        for (node, proxy) in [(CLIENT, &mut self.client), (SERVER, &mut self.server)] {
+            let state = self.controller.synced(node, 0).await?;
+            ensure!(state.rejected == 0, "{node} rejected: {:?}", state.errors);
+            let warming = proxy.warming().await?;
+            ensure!(warming.is_empty(), "{node} warming: {warming:?}");
+            proxy.check()?;
+        }
+        Ok(())
+    }
+
+    async fn edit(&mut self, file: &str, text: &str) -> Result<()> {
+        let before = self.controller.revision(&mut Client::new(self.controller.admin)).await?;
+        replace(&self.files.join(file), text)?;
+        self.controller.settled(CLIENT, before).await?;
+        self.well().await?;
+        // Envoy's workers swap after the ACK.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        Ok(())
+    }
+
+    /// What came in to the server came through its sidecar.
+    async fn inbound(&mut self) -> Result<()> {
+        // A port of the workload by its own address, and one that no service names.
+        served(&mut Client::new((SERVER_POD, 8080).into()), "any", "/", "server").await?;
+        echoed(SERVER_POD, 7000, b"\x02hello", "server").await?;
+        let stats = self.server.page("/stats?format=json&filter=upstream_cx_total").await?;
+        for cluster in [
+            "inbound|8080||",
+            "inbound|8081||",
+            "inbound|8082||",
+            "inbound|9000||",
+            "inbound|9001||",
+            "inbound|9002||",
+            "InboundPassthroughCluster",
+        ] {
+            let name = format!("cluster.{cluster}.upstream_cx_total");
+            let stat = stats["stats"].as_array().into_iter().flatten().find(|s| s["name"] == name);
+            let count = stat.and_then(|s| s["value"].as_u64());
+            ensure!(count.is_some_and(|n| n > 0), "{name} is {count:?}");
+        }
+        Ok(())
+    }
+
+    /// An edit moves requests and keeps connections.
+    async fn edited(&mut self) -> Result<()> {
+        let mut first = connect(FIRST, 80).await?;
+        heard(&mut first, b"server ").await?;
+        let mut web = Client::new((WEB, 80).into());
+        served(&mut web, "web", "/", "server").await?;
+        self.edit("rules.yaml", &rules("v2")).await?;
+        served(&mut web, "web", "/", "other").await?;
+        // As much for a service that comes.
+        let more = service("default/more", "10.96.0.7", ("tcp", 80, 9000), &[("db-0", SERVER_POD)]);
+        self.edit("more.yaml", &more).await?;
+        echoed(Ipv4Addr::new(10, 96, 0, 7), 80, b"\x02hello", "server").await?;
+        first.write_all(b"still here").await?;
+        heard(&mut first, b"still here").await.context("an edit cut a connection")
+    }
+
+    async fn declared_only(&mut self) -> Result<()> {
+        self.edit("sidecar.yaml", DECLARED_ONLY).await?;
+        undeclared(false).await?;
+        echoed(ECHO, 80, b"\x02hello", "server").await?;
+        tls().await
+    }
+
+    async fn stop(mut self) -> Result<()> {
+        self.well().await?;
+        drop((self.client, self.server));
+        self.controller.stop()
+    }
+}
+
+/// Start a sidecar.
+async fn sidecar(
+    binary: &Path,
+    node: &str,
+    admin: SocketAddr,
+    xds: SocketAddr,
+    work: &Path,
+) -> Result<Envoy> {
+    let bootstrap = Bootstrap {
+        node_id: node.to_owned(),
+        cluster: "sidecar".to_owned(),
+        metadata: Map::new(),
+        xds_host: xds.ip().to_string(),
+        xds_port: xds.port(),
+        protocol: Protocol::Delta,
+        admin_address: Some((admin.ip().to_string(), admin.port())),
+        ..Default::default()
+    };
+    let work = work.join(admin.ip().to_string());
+    std::fs::create_dir(&work)?;
+    let file = work.join("envoy.json");
+    std::fs::write(&file, bootstrap.to_json().to_string())?;
+    Envoy::from_file(binary, &file, admin, &work).await
 }

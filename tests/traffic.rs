@@ -16,6 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use house::client::tls_hello;
 use house::golden::Case;
 use house::mesh::{Envoy, free_address};
 use house::namespace;
@@ -416,7 +417,7 @@ async fn make(call: &Call) -> Result<End> {
     let hello = match &call.says {
         // No letter that a method could begin with.
         Says::Bytes => b"\x02hello\r\n".to_vec(),
-        Says::Tls(name) => client_hello(name.as_deref()),
+        Says::Tls(name) => tls_hello(name.as_deref()),
         Says::Http(request) => {
             let Request { method, host, path, headers } = request;
             let mut text = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\n");
@@ -466,25 +467,4 @@ async fn backend(listener: TcpListener, name: String) {
         });
         while connections.try_join_next().is_some() {}
     }
-}
-
-/// The first message of a TLS 1.2 client.
-fn client_hello(name: Option<&str>) -> Vec<u8> {
-    let sized = |bytes: &[u8]| {
-        let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
-        [&length[..], bytes].concat()
-    };
-    let mut extensions = Vec::new();
-    if let Some(name) = name {
-        let entry = [&[0][..], &sized(name.as_bytes())].concat();
-        extensions.extend([&[0, 0][..], &sized(&sized(&entry))].concat());
-    }
-    let mut hello = vec![3, 3];
-    hello.extend([7; 32]);
-    // No session; one cipher suite; no compression.
-    hello.extend([0, 0, 2, 0xc0, 0x2f, 1, 0]);
-    hello.extend(sized(&extensions));
-    let length = u32::try_from(hello.len()).unwrap_or(0).to_be_bytes();
-    let message = [&[1], &length[1..], &hello[..]].concat();
-    [&[0x16, 3, 1][..], &sized(&message)].concat()
 }

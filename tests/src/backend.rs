@@ -1,7 +1,8 @@
-//! A small HTTP backend that says who it is and what it was asked.
+//! Small backends that say who they are and what they were asked.
 //!
-//! In: an address and a name. Out: a server that answers every request with a JSON line, until its
-//! guard is dropped.
+//! In: an address, a name, what is spoken. Out: a server, until its guard is dropped. HTTP/1.1 or
+//! HTTP/2, as the client has it: a JSON line for every request. Else the name and a space before
+//! whatever is heard, or at once.
 //!
 //! **Invariant:** never fails a request by itself; what it answers depends on the request and its
 //! own name alone.
@@ -10,19 +11,32 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Header by which a backend says its name.
 pub const NAME_HEADER: &str = "x-backend";
+
+/// What a backend speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.1 and HTTP/2.
+    Http,
+    /// Says its name and what it hears, whenever it hears something.
+    Echo,
+    /// Says its name first, before it hears anything.
+    First,
+}
 
 /// A running backend.
 #[derive(Debug)]
@@ -35,13 +49,18 @@ pub struct Backend {
 // === impl Backend ===
 
 impl Backend {
-    /// Start a backend; port 0 takes a free one.
+    /// Start a backend of HTTP; port 0 takes a free one.
     pub async fn start(address: SocketAddr, name: &str) -> Result<Self> {
+        Self::start_as(Speaks::Http, address, name).await
+    }
+
+    /// Start a backend; port 0 takes a free one.
+    pub async fn start_as(speaks: Speaks, address: SocketAddr, name: &str) -> Result<Self> {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("backend {name} cannot listen on {address}"))?;
         let address = listener.local_addr()?;
-        let task = tokio::spawn(serve(listener, Arc::from(name)));
+        let task = tokio::spawn(serve(speaks, listener, Arc::from(name)));
         Ok(Self { address, task })
     }
 
@@ -58,7 +77,22 @@ impl Drop for Backend {
     }
 }
 
-async fn serve(listener: TcpListener, name: Arc<str>) {
+// === impl Speaks ===
+
+impl std::str::FromStr for Speaks {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "http" => Self::Http,
+            "echo" => Self::Echo,
+            "first" => Self::First,
+            _ => bail!("{text:?} is neither http nor echo nor first"),
+        })
+    }
+}
+
+async fn serve(speaks: Speaks, listener: TcpListener, name: Arc<str>) {
     // Dropped with this future, and the connections with it.
     let mut connections = JoinSet::new();
     loop {
@@ -67,16 +101,41 @@ async fn serve(listener: TcpListener, name: Arc<str>) {
         let _ = stream.set_nodelay(true);
         let name = Arc::clone(&name);
         connections.spawn(async move {
-            let service = service_fn(|request| {
-                let response = answer(&name, &request);
-                async move { Ok::<_, Infallible>(response) }
-            });
             // A client that hangs up is no fault of the backend.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            match speaks {
+                Speaks::Http => http(stream, &name).await,
+                Speaks::Echo | Speaks::First => {
+                    let _ = bytes(stream, &name, speaks == Speaks::First).await;
+                }
+            }
         });
         while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn http(stream: TcpStream, name: &str) {
+    let service = service_fn(|request| {
+        let response = answer(name, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let server = auto::Builder::new(TokioExecutor::new());
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn bytes(mut stream: TcpStream, name: &str, first: bool) -> std::io::Result<()> {
+    if first {
+        stream.write_all(format!("{name} ").as_bytes()).await?;
+    }
+    let mut heard = vec![0; 16 << 10];
+    loop {
+        let count = match stream.read(&mut heard).await? {
+            0 => return Ok(()),
+            count => count,
+        };
+        if !first {
+            stream.write_all(format!("{name} ").as_bytes()).await?;
+        }
+        stream.write_all(&heard[..count]).await?;
     }
 }
 
@@ -86,6 +145,7 @@ fn answer(name: &str, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     };
     let body = json!({
         "backend": name,
+        "version": format!("{:?}", request.version()),
         "method": request.method().as_str(),
         "path": request.uri().path_and_query().map(ToString::to_string),
         "host": header("host"),

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client that holds one connection and reports what came back.
+//! An HTTP/1.1 client that holds one connection and reports what came back; and how TLS begins.
 //!
 //! In: an address; host and path per request. Out: status, backend, headers, times.
 //!
@@ -109,4 +109,25 @@ impl Client {
         tokio::spawn(connection);
         Ok(sender)
     }
+}
+
+/// The first message of a TLS 1.2 client.
+pub fn tls_hello(name: Option<&str>) -> Vec<u8> {
+    let sized = |bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
+        [&length[..], bytes].concat()
+    };
+    let mut extensions = Vec::new();
+    if let Some(name) = name {
+        let entry = [&[0][..], &sized(name.as_bytes())].concat();
+        extensions.extend([&[0, 0][..], &sized(&sized(&entry))].concat());
+    }
+    let mut hello = vec![3, 3];
+    hello.extend([7; 32]);
+    // No session; one cipher suite; no compression.
+    hello.extend([0, 0, 2, 0xc0, 0x2f, 1, 0]);
+    hello.extend(sized(&extensions));
+    let length = u32::try_from(hello.len()).unwrap_or(0).to_be_bytes();
+    let message = [&[1], &length[1..], &hello[..]].concat();
+    [&[0x16, 3, 1][..], &sized(&message)].concat()
 }

@@ -84,7 +84,18 @@ impl Controller {
         log: &Path,
         more: &[String],
     ) -> Result<Self> {
-        let [xds, http, admin] = [free_address()?, free_address()?, free_address()?];
+        Self::launch_at(binary, directory, log, free_address()?, more)
+    }
+
+    /// Start a controller on a directory, where proxies connect to `xds`.
+    pub fn launch_at(
+        binary: &Path,
+        directory: &Path,
+        log: &Path,
+        xds: SocketAddr,
+        more: &[String],
+    ) -> Result<Self> {
+        let [http, admin] = [free_address()?, free_address()?];
         let mut args = vec![
             "--source".to_owned(),
             format!("directory={}", directory.display()),

@@ -1,19 +1,45 @@
 //! Tests that need a network of their own: they start themselves again within one.
 //!
-//! In: commands that must work, and what is to be known within. Out: whether this is within.
+//! In: commands that must work, and what is to be known within. Out: whether this is within, and
+//! further namespaces beside it: the machines of a small network.
 //!
-//! **Invariant:** nothing outside of the namespace is touched, and it ends with the process.
+//! **Invariant:** nothing outside of the namespaces is touched, and they end with the process.
 
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+
+use crate::process::Leashed;
 
 /// Set in the process that runs within the namespace.
 const WITHIN: &str = "HEDDLE_WITHIN_NAMESPACE";
 
 /// Commands that a namespace with captured connections takes.
-const NEEDED: [(&str, &[&str]); 3] =
-    [("unshare", &["--net", "true"]), ("ip", &["-V"]), ("iptables", &["-V"])];
+const NEEDED: [(&str, &[&str]); 5] = [
+    ("unshare", &["--net", "true"]),
+    ("ip", &["-V"]),
+    ("iptables", &["-V"]),
+    ("nsenter", &["-V"]),
+    ("setpriv", &["-V"]),
+];
+
+/// User that proxies run as which capture connections: what it sends is not captured again.
+pub const PROXY_USER: u32 = 1337;
+
+/// Time that a namespace may take to be there.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A namespace joined to this one.
+#[derive(Debug)]
+pub struct Neighbour {
+    _holder: Leashed,
+    /// Of this process the namespace is.
+    process: u32,
+}
 
 /// Whether this process is within a namespace of its own. If not, the test that calls is run again
 /// within one, and has passed when this returns; or it is skipped aloud, where that cannot be.
@@ -64,4 +90,84 @@ pub fn run(line: &str) -> Result<()> {
     let output = Command::new("sh").args(["-c", line]).output()?;
     ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
+}
+
+/// Shell that redirects what a pod sends to port 15001 and what comes to it to port 15006, as a
+/// sidecar needs it. What goes to `free` or comes for it is left alone.
+pub fn capture(free: &str) -> String {
+    let out = "iptables -t nat -A OUTPUT -p tcp";
+    let proxy = format!("-m owner --uid-owner {PROXY_USER}");
+    [
+        format!("iptables -t nat -A PREROUTING -p tcp ! -d {free} -j REDIRECT --to-ports 15006"),
+        format!("{out} -d {free} -j RETURN"),
+        // From the proxy to its workload.
+        format!("{out} -s 127.0.0.6/32 -j RETURN"),
+        // From the workload to a service that is itself: out, and in again.
+        format!("{out} -o lo ! -d 127.0.0.0/8 {proxy} -j REDIRECT --to-ports 15006"),
+        format!("{out} {proxy} -j RETURN"),
+        format!("{out} -d 127.0.0.0/8 -j RETURN"),
+        format!("{out} -j REDIRECT --to-ports 15001"),
+    ]
+    .join(" && ")
+}
+
+/// A program that runs another one as the user [`PROXY_USER`], who may still read every file: a
+/// binary may lie in somebody's home.
+pub fn as_proxy(program: &Path, work: &Path) -> Result<PathBuf> {
+    let user = format!("--reuid {PROXY_USER} --regid {PROXY_USER} --clear-groups");
+    let read = "--inh-caps +dac_read_search --ambient-caps +dac_read_search";
+    wrapper(&format!("setpriv {user} {read}"), program, &work.join("as-proxy"))
+}
+
+/// A script that runs `program` by way of `command`.
+fn wrapper(command: &str, program: &Path, script: &Path) -> Result<PathBuf> {
+    let text = format!("#!/bin/sh\nexec {command} '{}' \"$@\"\n", program.display());
+    std::fs::write(script, text)?;
+    std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755))?;
+    Ok(script.to_owned())
+}
+
+// === impl Neighbour ===
+
+impl Neighbour {
+    /// A namespace behind the device `name` of this one, which has these addresses. The way back
+    /// from it is to this one, whatever the address.
+    pub fn start(name: &str, addresses: &[Ipv4Addr], work: &Path) -> Result<Self> {
+        let log = work.join(format!("{name}.log"));
+        let forever = ["--net", "sh", "-c", "echo $$ && exec sleep infinity"].map(str::to_owned);
+        let holder = Leashed::start(name, Path::new("unshare"), &forever, &log)?;
+        let deadline = Instant::now() + PATIENCE;
+        let process = loop {
+            match std::fs::read_to_string(&log)?.trim().parse() {
+                Ok(process) => break process,
+                Err(_) => ensure!(Instant::now() < deadline, "no namespace {name}"),
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        run(&format!("ip link add {name} type veth peer name eth0 netns {process}"))?;
+        run(&format!("ip link set {name} up"))?;
+        let neighbour = Self { _holder: holder, process };
+        neighbour.run("ip link set lo up && ip link set eth0 up")?;
+        for address in addresses {
+            neighbour.run(&format!("ip address add {address}/32 dev eth0"))?;
+            run(&format!("ip route add {address}/32 dev {name}"))?;
+        }
+        neighbour.run("ip route add default dev eth0")?;
+        Ok(neighbour)
+    }
+
+    /// Run a line of shell there.
+    pub fn run(&self, line: &str) -> Result<()> {
+        run(&format!("{} sh -c '{line}'", self.entering()))
+    }
+
+    /// A program that runs another one there.
+    pub fn within(&self, program: &Path, work: &Path) -> Result<PathBuf> {
+        let file = program.file_name().context("a program has a name")?.to_string_lossy();
+        wrapper(&self.entering(), program, &work.join(format!("{file}-within-{}", self.process)))
+    }
+
+    fn entering(&self) -> String {
+        format!("nsenter --net=/proc/{}/ns/net", self.process)
+    }
 }
