@@ -65,6 +65,7 @@ fn remedy(reason: Reason) -> &'static str {
         Reason::DuplicateObject | Reason::Duplicate => "remove one of the two",
         Reason::HostConflict | Reason::PortConflict => "give one of the two another value",
         Reason::HostNotFound
+        | Reason::NothingSelected
         | Reason::SubsetNotFound
         | Reason::PortNotFound
         | Reason::GatewayNotFound

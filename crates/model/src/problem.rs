@@ -46,6 +46,8 @@ pub enum Reason {
     PortConflict,
     /// No service has this host.
     HostNotFound,
+    /// No workload carries the labels of this selector.
+    NothingSelected,
     /// No DestinationRule defines this subset.
     SubsetNotFound,
     /// The service has no such port.

@@ -51,8 +51,9 @@ struct Conditions {
     terminating: Option<bool>,
 }
 
+/// What an endpoint is an address of.
 #[derive(Deserialize)]
-struct Target {
+pub(super) struct Target {
     #[serde(default)]
     kind: String,
     #[serde(default)]
@@ -114,6 +115,15 @@ impl Kind for EndpointSlice {
     }
 }
 
+// === impl Target ===
+
+impl Target {
+    /// Its name, if it is a pod.
+    pub(super) fn pod(self) -> Option<Arc<str>> {
+        (self.kind == "Pod" && !self.name.is_empty()).then_some(self.name)
+    }
+}
+
 // === impl Endpoint ===
 
 impl Endpoint {
@@ -129,7 +139,7 @@ impl Endpoint {
             addresses: addresses?,
             ready,
             draining: !ready && terminating && serving.unwrap_or(false),
-            workload: target_ref.filter(|t| t.kind == "Pod" && !t.name.is_empty()).map(|t| t.name),
+            workload: target_ref.and_then(Target::pod),
             node: node_name,
             zone,
             declared: None,

@@ -13,6 +13,7 @@ use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::decode;
+use super::endpoint_slice::Target;
 use crate::kind::Kind;
 use crate::object::RawObject;
 
@@ -41,14 +42,6 @@ struct Address {
 }
 
 #[derive(Deserialize)]
-struct Target {
-    #[serde(default)]
-    kind: String,
-    #[serde(default)]
-    name: Arc<str>,
-}
-
-#[derive(Deserialize)]
 struct Port {
     #[serde(default)]
     name: Arc<str>,
@@ -74,11 +67,10 @@ impl Kind for Endpoints {
                     problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
                     continue;
                 };
-                let pod = target_ref.filter(|t| t.kind == "Pod" && !t.name.is_empty());
                 endpoints.push(EndpointRow {
                     addresses: vec![ip],
                     ready: true,
-                    workload: pod.map(|t| t.name),
+                    workload: target_ref.and_then(Target::pod),
                     node: node_name,
                     ..EndpointRow::default()
                 });

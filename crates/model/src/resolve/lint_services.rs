@@ -157,7 +157,7 @@ pub(super) fn sidecar(
         let message = "no workload of the namespace carries these labels, so this has no effect; \
                        correct the labels, or the namespace";
         let field = "spec.workloadSelector";
-        out.insert(Problem::warning(&id.object, field, Reason::HostNotFound, message));
+        out.insert(Problem::warning(&id.object, field, Reason::NothingSelected, message));
     }
     for (at, listener) in scope.egress.iter().flatten().enumerate() {
         let exact = |p: &&HostPattern| !p.host.starts_with('*');
