@@ -132,11 +132,19 @@ fn find(view: &View<'_>, client: &Client, destination: &Destination, request_por
         };
         Found::Cluster(key, Some(fault))
     };
-    let Some((id, service)) = view.service(host, client) else {
-        return stub(port.unwrap_or(request_port), Fault::HostNotFound);
+    let mut ports = view.ports_of(host, client);
+    let alias = match ports.first() {
+        Some(first) => first.service.alias_of.is_some(),
+        // One without ports may be a name for one that has some.
+        None if view.service(host, client).is_some() => true,
+        None => return stub(port.unwrap_or(request_port), Fault::HostNotFound),
     };
-    let (_, service) = view.target_of(&service, client).unwrap_or((id, service));
-    let ports = view.ports_of(&service.host, client);
+    if alias
+        && let Some((_, named)) = view.service(host, client)
+        && let Some((_, target)) = view.target_of(&named, client)
+    {
+        ports = view.ports_of(&target.host, client);
+    }
     let found = match (*port, &ports[..]) {
         (None, [only]) => only,
         (wanted, ports) => {

@@ -32,7 +32,7 @@ pub(super) fn service(view: &View<'_>, id: &RowId, service: &Service, out: &mut 
             && other.namespace == service.namespace
             && numbers(other).is_disjoint(&numbers(service))
     };
-    let rivals = same_host.iter().filter(|(_, s)| meets(s) && !adds(s));
+    let rivals = same_host.iter().filter(|(other, s)| other == id || (meets(s) && !adds(s)));
     let first = rivals.min_by_key(|(id, s)| rank(id, s));
     if let Some((first, row)) = first.filter(|(first, row)| rank(first, row) < own) {
         let message = if row.namespace == service.namespace {

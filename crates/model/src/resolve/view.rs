@@ -3,6 +3,7 @@
 //! **Invariant:** every one of these notes what it read: the rows whose content it saw, and the
 //! buckets whose members it listed.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,6 +18,18 @@ use crate::rows::{
 };
 use crate::snapshot::{IndexKey, Indexed, RowId, Snapshot, Table};
 use crate::track::{Fact, View};
+
+/// Of services of one host: that of the client's namespace first, then Kubernetes' own, then in
+/// order of precedence.
+fn by_rank(
+    client: &Client,
+    (a, x): &(RowId, Arc<Service>),
+    (b, y): &(RowId, Arc<Service>),
+) -> Ordering {
+    let rank = |row: &Service| (!client.is_of(&row.namespace), row.selects);
+    let order = rank(x).cmp(&rank(y));
+    order.then_with(|| precedence(x.created, a).cmp(&precedence(y.created, b)))
+}
 
 /// A port of a host, and the service that declares it.
 pub(super) struct PortOf {
@@ -144,32 +157,25 @@ impl View<'_> {
         client: &Client,
     ) -> Option<(RowId, Arc<Service>)> {
         let seen = |(_, row): &(RowId, Arc<Service>)| client.sees(&self.visibility_of_service(row));
-        self.services_of(host).into_iter().filter(seen).min_by(|(a, x), (b, y)| {
-            let rank = |row: &Service| (!client.is_of(&row.namespace), row.selects);
-            let order = rank(x).cmp(&rank(y));
-            order.then_with(|| precedence(x.created, a).cmp(&precedence(y.created, b)))
-        })
+        self.services_of(host).into_iter().filter(seen).min_by(|a, b| by_rank(client, a, b))
     }
 
     /// The ports of a host that clients of this namespace see, each with the service that declares
     /// it. Users may declare the ports of one host in several objects of a namespace; a number is
     /// that of the first.
     pub(super) fn ports_of(&self, host: &Arc<str>, client: &Client) -> Vec<PortOf> {
-        let Some((id, first)) = self.service(host, client) else { return Vec::new() };
-        let mut services = vec![(id, first)];
-        if services[0].1.selects == Selects::All {
-            let (winner, namespace) = (services[0].0.clone(), services[0].1.namespace.clone());
-            let mut others = self.services_of(host);
-            others.retain(|(id, row)| {
-                *id != winner
-                    && row.selects == Selects::All
-                    && row.namespace == namespace
-                    && client.sees(&self.visibility_of_service(row))
-            });
-            others
-                .sort_by(|(a, x), (b, y)| precedence(x.created, a).cmp(&precedence(y.created, b)));
-            services.extend(others);
-        }
+        let mut services = self.services_of(host);
+        services.retain(|(_, row)| client.sees(&self.visibility_of_service(row)));
+        services.sort_by(|a, b| by_rank(client, a, b));
+        let Some((_, first)) = services.first().cloned() else { return Vec::new() };
+        let adds = |row: &Service| {
+            first.selects == Selects::All
+                && row.selects == Selects::All
+                && row.namespace == first.namespace
+        };
+        let mut rest = services.split_off(1);
+        rest.retain(|(_, row)| adds(row));
+        services.append(&mut rest);
         let mut ports: Vec<PortOf> = Vec::new();
         for (id, service) in services {
             for at in 0..service.ports.len() {

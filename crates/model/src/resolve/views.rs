@@ -73,7 +73,8 @@ impl Query for HostViews {
         let everybody = view.get(&of(Client::Anyone));
         let mut namespaces = mentioned(view, host);
         let mut ports = BTreeSet::from([DEFAULT_PORT]);
-        for (_, service) in view.services_of(host) {
+        let services = view.services_of(host);
+        for (_, service) in &services {
             if let Some(target) = &service.alias_of {
                 namespaces.extend(mentioned(view, target));
                 let targets = view.services_of(target);
@@ -81,7 +82,12 @@ impl Query for HostViews {
             }
             ports.extend(service.ports.iter().map(|p| p.number));
         }
-        for pattern in hosts::patterns_for(host).into_iter().skip(1) {
+        // Ports of a host that only rules declare are those of a service whose pattern covers it.
+        let covering = match services.is_empty() {
+            true => hosts::patterns_for(host),
+            false => Vec::new(),
+        };
+        for pattern in covering.into_iter().skip(1) {
             for (_, service) in view.services_of(&pattern) {
                 namespaces.extend(mentioned(view, &pattern));
                 ports.extend(service.ports.iter().map(|p| p.number));
