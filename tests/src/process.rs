@@ -72,6 +72,18 @@ impl Leashed {
         self.leash.id()
     }
 
+    /// Resident memory of the child. Unit: bytes.
+    pub fn resident(&self) -> Result<u64> {
+        let leash = self.leash.id();
+        let children = std::fs::read_to_string(format!("/proc/{leash}/task/{leash}/children"))?;
+        let child = children.split_whitespace().next();
+        let child = child.with_context(|| format!("{} is gone", self.name))?;
+        let status = std::fs::read_to_string(format!("/proc/{child}/status"))?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+        Ok(kibibytes * 1024)
+    }
+
     fn end(&mut self) -> Result<ExitStatus> {
         drop(self.leash.stdin.take());
         let deadline = Instant::now() + GRACE;

@@ -94,7 +94,7 @@ fn measure() -> Result<bool> {
         }
         let synced = began.elapsed();
         let (mut floor, mut ours) = writes(&client, xds).await?;
-        let memory = resident(controller.id())?;
+        let memory = controller.resident()? >> 20;
         controller.stop()?;
         std::fs::remove_file(log)?;
         let mut good = true;
@@ -298,14 +298,4 @@ async fn writes(
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok((floor, ours))
-}
-
-/// Resident memory of the child of a leash. Unit: MB.
-fn resident(leash: u32) -> Result<u64> {
-    let children = std::fs::read_to_string(format!("/proc/{leash}/task/{leash}/children"))?;
-    let child = children.split_whitespace().next().context("the controller is gone")?;
-    let status = std::fs::read_to_string(format!("/proc/{child}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
-    let kilobytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-    Ok(kilobytes / 1024)
 }
