@@ -1,4 +1,5 @@
-//! One real Envoy under traffic, while the files of its mesh are edited at random.
+//! Real Envoys under traffic, while the files of their mesh are edited at random: a gateway, and a
+//! gateway with two sidecars in namespaces of their own (root), one of them by state of the world.
 //!
 //! In: `ENVOY_BIN`; `HEDDLE_LIVE_SEED` and `HEDDLE_LIVE_EDITS` to choose a run. Out: every answer
 //! that no state of the mesh allows which was valid while it was asked for.
@@ -13,15 +14,17 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use envoy_api::bootstrap::{Bootstrap, Protocol};
 use house::backend::Backend;
 use house::client::Client;
 use house::mesh::{Controller, Envoy, GATEWAY_NODE, free_address, free_address_of, replace};
+use house::namespace::{self, Neighbour};
 use house::process::built;
 use house::world::{Allowed, Edit, World};
 use rand::rngs::StdRng;
@@ -47,8 +50,28 @@ struct Seen {
     host: String,
     began: Instant,
     ended: Instant,
+    /// How it is answered when the mesh has no route.
+    absent: &'static str,
     /// Backend, or what there was instead.
     outcome: Result<String, String>,
+}
+
+/// A proxy that the test asks.
+struct Proxy {
+    node: &'static str,
+    envoy: Envoy,
+    address: SocketAddr,
+    /// How it answers for a host that has no route.
+    absent: &'static str,
+}
+
+/// Where everything is.
+struct Place {
+    gateway: SocketAddr,
+    xds: SocketAddr,
+    world: World,
+    backend_port: u16,
+    sidecars: Vec<(Neighbour, Ipv4Addr, Protocol, &'static str)>,
 }
 
 #[derive(Default)]
@@ -63,35 +86,74 @@ fn given_traffic_when_the_mesh_is_edited_at_random_then_every_answer_is_allowed(
         eprintln!("SKIPPED: ENVOY_BIN names no Envoy binary");
         return;
     };
+    let controller = built(env!("CARGO"), "heddle-controller").expect("a controller");
+    run(&envoy, &controller, 200, Place::of_a_gateway);
+}
+
+#[test]
+fn given_a_gateway_and_two_sidecars_when_the_mesh_is_edited_then_every_answer_is_allowed() {
+    let Some(envoy) = Envoy::binary() else {
+        eprintln!("SKIPPED: ENVOY_BIN names no Envoy binary");
+        return;
+    };
+    let controller =
+        || Ok(built(env!("CARGO"), "heddle-controller")?.to_string_lossy().into_owned());
+    if namespace::is_within(controller) {
+        let controller = PathBuf::from(namespace::carried());
+        run(&envoy, &controller, 35, Place::of_a_mesh);
+    }
+}
+
+fn run(
+    envoy: &Path,
+    controller: &Path,
+    edits: u64,
+    place: impl Fn(&Path, &mut StdRng) -> Result<Place>,
+) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let seed = number("HEDDLE_LIVE_SEED").unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
-    let edits = number("HEDDLE_LIVE_EDITS").unwrap_or(200);
+    let edits = number("HEDDLE_LIVE_EDITS").unwrap_or(edits);
     eprintln!("seed {seed} (HEDDLE_LIVE_SEED repeats the edits)");
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let result = runtime.block_on(live(&envoy, seed, edits as usize));
+    let mut rng = StdRng::seed_from_u64(seed);
+    let work = tempfile::tempdir().expect("a folder");
+    let result = place(work.path(), &mut rng).and_then(|place| {
+        let runtime = tokio::runtime::Runtime::new()?;
+        runtime.block_on(live(envoy, controller, place, work.path(), rng, seed, edits as usize))
+    });
     result.unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
 }
 
-async fn live(envoy: &Path, seed: u64, edits: usize) -> Result<()> {
-    let controller = built(env!("CARGO"), "heddle-controller")?;
-    let mut rng = StdRng::seed_from_u64(seed);
-    let work = tempfile::tempdir()?;
-    let directory = work.path().join("mesh");
+async fn live(
+    envoy: &Path,
+    controller: &Path,
+    place: Place,
+    work: &Path,
+    mut rng: StdRng,
+    seed: u64,
+    edits: usize,
+) -> Result<()> {
+    let Place { gateway, xds, mut world, backend_port, sidecars } = place;
+    let directory = work.join("mesh");
     std::fs::create_dir(&directory)?;
-    let gateway = free_address()?;
-    let backend_port = free_address_of(Ipv4Addr::new(127, 88, 0, 1))?.port();
-    let mut world = World::new(gateway, backend_port, &mut rng);
     let mut backends = BTreeMap::new();
     start_backends(&world, backend_port, &mut backends).await?;
     for (file, text) in world.files() {
         std::fs::write(directory.join(file), text)?;
     }
-    let log = work.path().join("controller.log");
-    let mut controller = Controller::start(&controller, &directory, &log).await?;
-    let mut proxy = Envoy::start(envoy, controller.xds, work.path()).await?;
-    controller.synced(GATEWAY_NODE, 0).await?;
+    let log = work.join("controller.log");
+    let mut controller = Controller::launch_at(controller, &directory, &log, xds, &[])?;
+    controller.ready().await?;
+    let proxy = Envoy::start(envoy, xds, work).await?;
+    let mut proxies =
+        vec![Proxy { node: GATEWAY_NODE, envoy: proxy, address: gateway, absent: "404" }];
+    for (place, address, protocol, node) in &sidecars {
+        proxies.push(sidecar(envoy, place, *address, *protocol, node, xds, work).await?);
+    }
     let mut admin = Client::new(controller.admin);
-    first_answers(gateway, &world).await?;
+    for proxy in &proxies {
+        controller.synced(proxy.node, 0).await?;
+        first_answers(proxy.address, &world).await?;
+    }
 
     let shared = Arc::new(Shared::default());
     let first = State {
@@ -104,7 +166,10 @@ async fn live(envoy: &Path, seed: u64, edits: usize) -> Result<()> {
     shared.publish(&states);
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
-        clients.spawn(send(gateway, Arc::clone(&shared), seed + number));
+        for proxy in &proxies {
+            let (address, absent) = (proxy.address, proxy.absent);
+            clients.spawn(send(address, absent, Arc::clone(&shared), seed + number));
+        }
     }
     let began = Instant::now();
     let mut latencies = Vec::new();
@@ -121,14 +186,16 @@ async fn live(envoy: &Path, seed: u64, edits: usize) -> Result<()> {
                 Some(text) => replace(&directory.join(file), &text)?,
                 None => std::fs::remove_file(directory.join(file))?,
             }
-            let settled = controller.settled(GATEWAY_NODE, revision).await;
-            let state = settled.with_context(|| by.clone())?;
-            ensure!(state.rejected == 0, "{by} was rejected: {:?}", state.errors);
+            for proxy in &mut proxies {
+                let settled = controller.settled(proxy.node, revision).await;
+                let state = settled.with_context(|| by.clone())?;
+                ensure!(state.rejected == 0, "{by} was rejected: {:?}", state.errors);
+                proxy.envoy.check()?;
+            }
             let now = Instant::now();
             latencies.push(now - from);
             let previous = states.len() - 2;
             states[previous].until = Some(now + SWAP);
-            proxy.check()?;
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..40))).await;
             stop_backends(&world, &states, &mut backends);
         }
@@ -155,15 +222,56 @@ async fn live(envoy: &Path, seed: u64, edits: usize) -> Result<()> {
         shown.join("\n")
     );
     ensure!(seen.len() > 10 * edits, "only {} requests were sent", seen.len());
-    at_the_end(&controller, &proxy).await?;
-    drop(proxy);
+    for proxy in &proxies {
+        at_the_end(&controller, proxy).await.context(proxy.node)?;
+    }
+    if let [_, delta, whole] = &proxies[..] {
+        let (delta, whole) = (delta.envoy.state().await?, whole.envoy.state().await?);
+        let differing = delta.iter().filter(|(name, body)| whole.get(*name) != Some(body));
+        let differing: Vec<_> = differing.map(|(name, _)| name).collect();
+        let keys = delta.keys().eq(whole.keys());
+        ensure!(keys && differing.is_empty(), "by delta and whole differ: {differing:?}");
+        let hosts = |name: &str| delta.keys().filter(|key| key.starts_with(name)).count();
+        ensure!(hosts("dynamic_route_configs") > 0, "no routes in {:?}", delta.keys());
+    }
+    drop(proxies);
     controller.stop()
 }
 
+/// Start the sidecar of a namespace: what comes to its port 80 is taken as what its workload sends.
+async fn sidecar(
+    envoy: &Path,
+    place: &Neighbour,
+    address: Ipv4Addr,
+    protocol: Protocol,
+    node: &'static str,
+    xds: SocketAddr,
+    work: &Path,
+) -> Result<Proxy> {
+    let bootstrap = Bootstrap {
+        node_id: node.to_owned(),
+        cluster: "sidecar".to_owned(),
+        xds_host: xds.ip().to_string(),
+        xds_port: xds.port(),
+        protocol,
+        admin_address: Some((address.to_string(), 15000)),
+        ..Default::default()
+    };
+    let work = work.join(address.to_string());
+    std::fs::create_dir(&work)?;
+    let file = work.join("envoy.json");
+    std::fs::write(&file, bootstrap.to_json().to_string())?;
+    let program = place.within(envoy, &work)?;
+    let admin = SocketAddr::from((address, 15000));
+    let envoy = Envoy::from_file(&program, &file, admin, &work).await?;
+    Ok(Proxy { node, envoy, address: SocketAddr::from((address, 80)), absent: "502" })
+}
+
 /// Nothing rejected, nothing warming, everything synced.
-async fn at_the_end(controller: &Controller, proxy: &Envoy) -> Result<()> {
+async fn at_the_end(controller: &Controller, proxy: &Proxy) -> Result<()> {
+    let Proxy { node, envoy: proxy, .. } = proxy;
     let mut admin = Client::new(controller.admin);
-    let state = controller.sync_state(&mut admin, GATEWAY_NODE).await?.context("connected")?;
+    let state = controller.sync_state(&mut admin, node).await?.context("connected")?;
     ensure!(state.synced && state.rejected == 0, "not synced: {:#}", state.page);
     let warming = proxy.warming().await?;
     ensure!(warming.is_empty(), "warming at the end: {warming:?}");
@@ -225,7 +333,12 @@ async fn first_answers(gateway: SocketAddr, world: &World) -> Result<()> {
     Ok(())
 }
 
-async fn send(gateway: SocketAddr, shared: Arc<Shared>, seed: u64) -> Vec<Seen> {
+async fn send(
+    gateway: SocketAddr,
+    absent: &'static str,
+    shared: Arc<Shared>,
+    seed: u64,
+) -> Vec<Seen> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut client = Client::new(gateway);
     let mut seen = Vec::new();
@@ -243,21 +356,21 @@ async fn send(gateway: SocketAddr, shared: Arc<Shared>, seed: u64) -> Vec<Seen> 
             },
             Err(error) => Err(format!("{error:#}")),
         };
-        seen.push(Seen { host, began, ended: Instant::now(), outcome });
+        seen.push(Seen { host, began, ended: Instant::now(), absent, outcome });
     }
     seen
 }
 
 /// Why an answer is not allowed, if so.
 fn judge(seen: &Seen, states: &[State]) -> Option<String> {
-    let Seen { host, began, ended, outcome } = seen;
+    let Seen { host, began, ended, absent, outcome } = seen;
     let valid = states
         .iter()
         .filter(|state| state.from <= *ended && state.until.is_none_or(|until| until >= *began));
     let valid: Vec<&State> = valid.collect();
     let allowed = valid.iter().any(|state| match (state.allowed.get(host), outcome) {
         (Some(backends), Ok(backend)) => backends.contains(backend),
-        (None, Err(text)) => text.starts_with("404"),
+        (None, Err(text)) => text.starts_with(absent),
         (Some(_), Err(_)) | (None, Ok(_)) => false,
     });
     if allowed {
@@ -273,6 +386,39 @@ fn judge(seen: &Seen, states: &[State]) -> Option<String> {
     };
     let states: Vec<String> = valid.into_iter().map(since).collect();
     Some(format!("{host}: {outcome:?}; valid were\n    {}", states.join("\n    ")))
+}
+
+// === impl Place ===
+
+impl Place {
+    fn of_a_gateway(_: &Path, rng: &mut StdRng) -> Result<Self> {
+        let gateway = free_address()?;
+        let backend_port = free_address_of(Ipv4Addr::new(127, 88, 0, 1))?.port();
+        let world = World::new(gateway, backend_port, rng);
+        Ok(Self { gateway, xds: free_address()?, world, backend_port, sidecars: Vec::new() })
+    }
+
+    /// Everything but the sidecars is in this namespace, at addresses that they reach.
+    fn of_a_mesh(work: &Path, rng: &mut StdRng) -> Result<Self> {
+        namespace::run("ip link set lo up")?;
+        namespace::run("ip address add 10.9.0.1/32 dev lo")?;
+        namespace::run("ip route add local 10.88.0.0/16 dev lo")?;
+        let gateway = free_address()?;
+        let world = World::of_mesh(gateway, 8080, [10, 88], rng);
+        let mut sidecars = Vec::new();
+        for (name, last, protocol, node) in [
+            ("delta", 2, Protocol::Delta, "sidecar~10.9.0.2~a.default~default.svc.cluster.local"),
+            ("whole", 3, Protocol::Sotw, "sidecar~10.9.0.3~b.default~default.svc.cluster.local"),
+        ] {
+            let address = Ipv4Addr::new(10, 9, 0, last);
+            let place = Neighbour::start(name, &[address], work)?;
+            let redirect = "--dport 80 -j REDIRECT --to-ports 15001";
+            place.run(&format!("iptables -t nat -A PREROUTING -p tcp {redirect}"))?;
+            sidecars.push((place, address, protocol, node));
+        }
+        let xds = SocketAddr::from(([10, 9, 0, 1], 15010));
+        Ok(Self { gateway, xds, world, backend_port: 8080, sidecars })
+    }
 }
 
 // === impl Shared ===
@@ -304,7 +450,7 @@ mod judge {
 
     fn refused(outcome: Result<&str, &str>, at: Instant, states: &[State]) -> bool {
         let outcome = outcome.map(str::to_owned).map_err(str::to_owned);
-        let seen = Seen { host: "a".to_owned(), began: at, ended: at, outcome };
+        let seen = Seen { host: "a".to_owned(), began: at, ended: at, absent: "404", outcome };
         judge(&seen, states).is_some()
     }
 

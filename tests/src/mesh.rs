@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** talks to either only as a user could: files, flags, HTTP.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -273,6 +274,32 @@ impl Envoy {
             }
         }
         Ok(found)
+    }
+
+    /// What it was sent, as it stands: clusters, listeners, routes with their hosts, endpoints, each
+    /// by its name. Equal however it was sent.
+    pub async fn state(&self) -> Result<BTreeMap<String, Value>> {
+        let dump = self.page("/config_dump?include_eds").await?;
+        let mut state = BTreeMap::new();
+        for config in dump["configs"].as_array().into_iter().flatten() {
+            for (list, path, key) in [
+                ("dynamic_active_clusters", "/cluster", "name"),
+                ("dynamic_listeners", "/active_state/listener", "name"),
+                ("dynamic_route_configs", "/route_config", "name"),
+                ("dynamic_endpoint_configs", "/endpoint_config", "cluster_name"),
+            ] {
+                for entry in config[list].as_array().into_iter().flatten() {
+                    let mut body = entry.pointer(path).cloned().unwrap_or_default();
+                    // Hosts come on their own, or within.
+                    body.as_object_mut().and_then(|fields| fields.remove("vhds"));
+                    if let Some(hosts) = body["virtual_hosts"].as_array_mut() {
+                        hosts.sort_by_key(|host| host["name"].to_string());
+                    }
+                    state.insert(format!("{list} {}", body[key]), body);
+                }
+            }
+        }
+        Ok(state)
     }
 
     /// A counter or gauge; 0 if there is none of this name.

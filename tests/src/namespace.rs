@@ -70,6 +70,7 @@ pub fn carried() -> String {
     std::env::var(WITHIN).unwrap_or_default()
 }
 
+#[allow(clippy::print_stderr, reason = "for tests")]
 fn again(carried: impl FnOnce() -> Result<String>) -> Result<()> {
     // Only the thread of a test has its name.
     let test = std::thread::current().name().unwrap_or_default().to_owned();
@@ -82,6 +83,7 @@ fn again(carried: impl FnOnce() -> Result<String>) -> Result<()> {
     let text = String::from_utf8_lossy(&output.stdout);
     let log = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && text.contains("1 passed"), "{text}\n{log}");
+    eprint!("{log}");
     Ok(())
 }
 

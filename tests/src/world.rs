@@ -56,6 +56,10 @@ pub struct World {
     apps: BTreeMap<String, App>,
     gateway: SocketAddr,
     backend_port: u16,
+    /// The first half of the addresses of backends.
+    network: [u8; 2],
+    /// Whether routes are for sidecars too.
+    mesh: bool,
     count: u32,
 }
 
@@ -89,7 +93,28 @@ impl World {
     /// Some services behind a gateway at this address. Every backend has an address of its own,
     /// and this port.
     pub fn new(gateway: SocketAddr, backend_port: u16, rng: &mut StdRng) -> Self {
-        let mut world = Self { apps: BTreeMap::new(), gateway, backend_port, count: 0 };
+        Self::of(gateway, backend_port, [127, 88], false, rng)
+    }
+
+    /// The same, for sidecars too; the addresses of backends begin with `network`.
+    pub fn of_mesh(
+        gateway: SocketAddr,
+        backend_port: u16,
+        network: [u8; 2],
+        rng: &mut StdRng,
+    ) -> Self {
+        Self::of(gateway, backend_port, network, true, rng)
+    }
+
+    fn of(
+        gateway: SocketAddr,
+        backend_port: u16,
+        network: [u8; 2],
+        mesh: bool,
+        rng: &mut StdRng,
+    ) -> Self {
+        let apps = BTreeMap::new();
+        let mut world = Self { apps, gateway, backend_port, network, mesh, count: 0 };
         for _ in 0..4 {
             world.add_app(rng);
         }
@@ -104,8 +129,13 @@ impl World {
              selector: {{istio: ingressgateway}}\n  servers:\n  - port: {{number: {port}, name: \
              http, protocol: HTTP}}\n    bind: {ip}\n    hosts: [\"*.example.com\"]\n"
         );
-        let apps = self.apps.values().map(|app| (app.file(), app.yaml(self.backend_port)));
-        apps.chain([("gateway.yaml".to_owned(), gateway)]).collect()
+        let declared_only = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: \
+             default}\nspec: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}\n";
+        let sidecar = ("sidecar.yaml".to_owned(), declared_only.to_owned());
+        let apps = self.apps.values().map(|app| (app.file(), self.yaml(app)));
+        apps.chain([("gateway.yaml".to_owned(), gateway)])
+            .chain(self.mesh.then_some(sidecar))
+            .collect()
     }
 
     /// Every backend in use.
@@ -126,7 +156,8 @@ impl World {
             // The one that was deleted by the step before.
             let app = self.apps.values_mut().find(|app| !app.routed)?;
             app.routed = true;
-            return Some((app.file(), Some(app.yaml(self.backend_port))));
+            let app = app.clone();
+            return Some((app.file(), Some(self.yaml(&app))));
         }
         if edit == Edit::NewService && step == 1 {
             if self.apps.len() <= MOST_APPS {
@@ -166,9 +197,13 @@ impl World {
                 }
             }
         }
-        let step = (app.file(), Some(app.yaml(self.backend_port)));
+        let step = (app.file(), Some(self.yaml(&app)));
         self.apps.insert(name, app);
         Some(step)
+    }
+
+    fn yaml(&self, app: &App) -> String {
+        app.yaml(self.backend_port, if self.mesh { "edge, mesh" } else { "edge" })
     }
 
     fn add_app(&mut self, rng: &mut StdRng) -> String {
@@ -191,7 +226,8 @@ impl World {
     fn backend(&mut self) -> Ipv4Addr {
         self.count += 1;
         let [_, _, high, low] = self.count.to_be_bytes();
-        Ipv4Addr::new(127, 88, high, low)
+        let [first, second] = self.network;
+        Ipv4Addr::new(first, second, high, low)
     }
 
     fn host(&mut self) -> String {
@@ -231,7 +267,7 @@ impl App {
         }
     }
 
-    fn yaml(&self, backend_port: u16) -> String {
+    fn yaml(&self, backend_port: u16, gateways: &str) -> String {
         let Self { name, host, port, subsets, routed } = self;
         let mut out = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: \
@@ -248,7 +284,7 @@ impl App {
         );
         let mut routes = format!(
             "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: \
-             {name}}}\nspec:\n  hosts: [{host}]\n  gateways: [edge]\n  http:\n  - retries: \
+             {name}}}\nspec:\n  hosts: [{host}]\n  gateways: [{gateways}]\n  http:\n  - retries: \
              {{attempts: 0}}\n    route:\n"
         );
         for Subset { name: version, weight, backends } in subsets {
