@@ -14,12 +14,15 @@
 //! **Invariant:** no two chains of a listener meet: Envoy would refuse both. The first in order of
 //! precedence has what they share.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::client::Client;
 use super::cluster::hash_key;
 use super::destination::{examine, whole};
 use super::rules::{Head, RulesHead, holds};
@@ -50,6 +53,10 @@ pub struct ChainKey {
     pub origin: (RowId, Arc<str>),
 }
 
+/// The chains of a listener that many hosts bring: known again at a glance.
+#[derive(Clone, Debug, Default, Eq)]
+pub struct Chains(Arc<Vec<ChainKey>>);
+
 /// What a rule list makes of connections to a port, in the order of its rules.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RuledConnections {
@@ -63,9 +70,16 @@ pub(crate) struct RuledConnections {
 }
 
 /// What becomes of connections to a port that no address leads to a listener of their own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SharedPort {
+    pub(crate) viewer: Viewer,
+    pub(crate) port: u16,
+}
+
+/// The value of `SharedPort`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Shared {
-    pub(crate) chains: Vec<ChainKey>,
+    pub(crate) chains: Chains,
     /// The service that has all others.
     pub(crate) otherwise: Option<ChainKey>,
     /// Whether a server may speak first.
@@ -96,9 +110,22 @@ pub(super) fn to_address(
     (distinct(chains), otherwise)
 }
 
+/// What connections to a port come to. Where it is what everybody gets, it is that very value: many
+/// hosts bring it, and it is compared as often.
+pub(super) fn shared(view: &View<'_>, viewer: &Viewer, port: u16) -> Arc<Shared> {
+    let own = view.get(&SharedPort { viewer: viewer.clone(), port });
+    let everybody = Viewer::sharing(Client::Anyone);
+    let shares = Viewer::sharing(viewer.client.clone()) == *viewer;
+    if !shares || *viewer == everybody {
+        return own;
+    }
+    let everybody = view.get(&SharedPort { viewer: everybody, port });
+    if own == everybody { everybody } else { own }
+}
+
 /// What connections to a port come to that no address leads to a listener of their own: services
 /// in order of precedence.
-pub(super) fn shared(view: &View<'_>, viewer: &Viewer, port: u16) -> Shared {
+fn find_shared(view: &View<'_>, viewer: &Viewer, port: u16) -> Shared {
     let mut out = Shared::default();
     let mut chains = Vec::new();
     let mut services =
@@ -125,12 +152,12 @@ pub(super) fn shared(view: &View<'_>, viewer: &Viewer, port: u16) -> Shared {
         }
         chains.extend(of_service);
     }
-    out.chains = distinct(chains);
+    out.chains = Chains(distinct(chains).into());
     out
 }
 
 /// The chains of one service on a port that it shares; the last may be for everything.
-fn of_shared(
+pub(super) fn of_shared(
     view: &View<'_>,
     viewer: &Viewer,
     (id, service): (&RowId, &Service),
@@ -248,6 +275,40 @@ fn split(
     (!split.is_empty()).then_some(split)
 }
 
+// === impl Chains ===
+
+impl Chains {
+    /// Each of them, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &ChainKey> {
+        self.0.iter()
+    }
+}
+
+impl PartialEq for Chains {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl PartialOrd for Chains {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Chains {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
+impl Hash for Chains {
+    /// Hashes what is cheap; a listener has few versions at a time.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.len().hash(state);
+    }
+}
+
 // === impl ChainKey ===
 
 impl ChainKey {
@@ -293,6 +354,20 @@ fn conditions(list: &RouteRules, tls: bool) -> Vec<Condition<'_>> {
         out.extend(rule.matches.is_empty().then(|| one(TcpMatch::default())));
     }
     out
+}
+
+// === impl SharedPort ===
+
+impl Query for SharedPort {
+    type Value = Shared;
+
+    fn run(&self, view: &View<'_>) -> Shared {
+        find_shared(view, &self.viewer, self.port)
+    }
+
+    fn key(&self) -> Key {
+        Key::SharedPort(self.clone())
+    }
 }
 
 // === impl RuledConnections ===

@@ -52,17 +52,18 @@ pub(super) fn outbound(view: &View<'_>, key: &RowKey) -> Listener {
         RowKey::AddressListener { address, port, http, service, chains, otherwise } => {
             origins.push(service.origin(""));
             let name = names::tcp_listener(*address, *port);
-            (name, Some(*address), false, *port, *http, &chains[..], Ok(otherwise))
+            let chains: Vec<&ChainKey> = chains.iter().collect();
+            (name, Some(*address), false, *port, *http, chains, Ok(otherwise))
         }
         RowKey::OutboundListener { bind, port, http, chains, otherwise, policy } => {
             let name = names::outbound_listener(*bind, *port);
             let last = otherwise.as_ref().ok_or(BuiltIn::of(*policy));
-            (name, *bind, bind.is_some(), *port, *http, &chains[..], last)
+            (name, *bind, bind.is_some(), *port, *http, chains.iter().collect(), last)
         }
         // No other row is such a listener.
-        _ => (Arc::default(), None, false, 0, false, &[][..], Err(BuiltIn::BlackHole)),
+        _ => (Arc::default(), None, false, 0, false, Vec::new(), Err(BuiltIn::BlackHole)),
     };
-    for chain in chains.iter().chain(last.ok()) {
+    for chain in chains.iter().copied().chain(last.ok()) {
         origins.push(chain.origin.0.origin(Arc::clone(&chain.origin.1)));
     }
     let (otherwise, sticky) = match last {

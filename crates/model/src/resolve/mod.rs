@@ -8,12 +8,13 @@
 //! | 0 | `Mesh`, `RulesHead`, `Carried`, `Chunk`, `Selected`: endpoints of a slice, a selector | rows |
 //! | 1 | `PolicyChain`, `Imported`, `Excluded`, `Mentions`: namespaces that a host is named for | rows |
 //! | 2 | `Outcome`, `RuledConnections`: what destinations of rules come to; `PortMentions` | rules, services, policies |
-//! | 3 | `BaseView`, `PortView`: what sidecars have whatever hosts there are | rules for `*` |
-//! | 4 | `HostView`: what one viewer gets for a host | all of these |
-//! | 5 | `HostViews`, `SidecarRows`, `Group`, `Lint` | all of these |
-//! | 6 | `Scope`: what a group has of its own | all of these |
-//! | 7 | rows: listeners, virtual hosts, clusters, endpoint sets | the rows that their keys name |
-//! | 8 | RouteConfigurations with their virtual hosts inside | rows of level 7 |
+//! | 3 | `BaseView`, `SharedPort`: what sidecars have whatever hosts there are | services, rules |
+//! | 4 | `PortView`: listener and routes of a port | these, rules for `*` |
+//! | 5 | `HostView`: what one viewer gets for a host | all of these |
+//! | 6 | `HostViews`, `SidecarRows`, `Group`, `Lint` | all of these |
+//! | 7 | `Scope`: what a group has of its own | all of these |
+//! | 8 | rows: listeners, virtual hosts, clusters, endpoint sets | the rows that their keys name |
+//! | 9 | RouteConfigurations with their virtual hosts inside | rows of level 8 |
 //!
 //! **Invariant:** queries see the snapshot only through the `View`; a row is a function of its key
 //! and of what the `View` notes.
@@ -49,8 +50,8 @@ use crate::track::{AnyValue, Query, View, rerun};
 
 pub(crate) use client::Client;
 pub(crate) use cluster::{Chunk, Selected};
-use connections::ChainKey;
-pub(crate) use connections::RuledConnections;
+use connections::{ChainKey, Chains};
+pub(crate) use connections::{RuledConnections, SharedPort};
 pub(crate) use destination::{Outcome, PolicyChain};
 pub(crate) use group::{Group, GroupOf, GroupRole};
 use inbound::InboundKey;
@@ -93,7 +94,7 @@ pub enum RowKey {
         /// Whether HTTP is looked for.
         http: bool,
         /// Connections that are no HTTP, by what they are.
-        chains: Vec<ChainKey>,
+        chains: Chains,
         /// The service that has all others.
         otherwise: Option<ChainKey>,
         /// What becomes of them where there is none.
@@ -259,6 +260,7 @@ pub(crate) enum Key {
     Imported(Imported),
     Excluded(Excluded),
     RuledConnections(RuledConnections),
+    SharedPort(SharedPort),
     PolicyChain(PolicyChain),
     Mentions(Mentions),
     PortMentions(PortMentions),
@@ -308,13 +310,14 @@ impl Key {
             | Self::Selected(_) => 0,
             Self::Imported(_) | Self::Excluded(_) | Self::PolicyChain(_) | Self::Mentions(_) => 1,
             Self::Outcome(_) | Self::RuledConnections(_) | Self::PortMentions(_) => 2,
-            Self::BaseView(_) | Self::PortView(_) => 3,
-            Self::HostView(_) => 4,
-            Self::HostViews(_) | Self::SidecarRows(_) | Self::Group(_) | Self::Lint(_) => 5,
-            Self::Scope(_) => 6,
+            Self::BaseView(_) | Self::SharedPort(_) => 3,
+            Self::PortView(_) => 4,
+            Self::HostView(_) => 5,
+            Self::HostViews(_) | Self::SidecarRows(_) | Self::Group(_) | Self::Lint(_) => 6,
+            Self::Scope(_) => 7,
             Self::Row(row) => match **row {
-                RowKey::RouteConfiguration { .. } => 8,
-                _ => 7,
+                RowKey::RouteConfiguration { .. } => 9,
+                _ => 8,
             },
         }
     }
@@ -330,6 +333,7 @@ impl Key {
             Self::Imported(query) => rerun(query, view, old),
             Self::Excluded(query) => rerun(query, view, old),
             Self::RuledConnections(query) => rerun(query, view, old),
+            Self::SharedPort(query) => rerun(query, view, old),
             Self::PolicyChain(query) => rerun(query, view, old),
             Self::Mentions(query) => rerun(query, view, old),
             Self::PortMentions(query) => rerun(query, view, old),
@@ -361,6 +365,7 @@ impl fmt::Display for Key {
             Self::RuledConnections(q) => {
                 write!(f, "connections to port {} by {}", q.port, q.rules.object)
             }
+            Self::SharedPort(q) => write!(f, "shared port {} for {}", q.port, q.viewer.client),
             Self::Selected(q) => write!(f, "{q}"),
             Self::PortMentions(q) => write!(f, "namespaces named for port {}", q.0),
             Self::Mentions(q) => write!(f, "namespaces named for {}", q.0),

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::client::Client;
-use super::connections::{ChainKey, shared, to_address};
+use super::connections::{ChainKey, of_shared, shared, to_address};
 use super::destination::{Outcome, whole};
 use super::place::matters;
 use super::rules::{Excluded, Head, RulesHead};
@@ -235,6 +235,9 @@ fn add_listeners(view: &View<'_>, rows: &mut RowSet, viewer: &Viewer, of: &PortO
         }));
     }
     if service.shares_port(number) || !viewer.captures {
+        // The listener is of all, the clusters are brought by each.
+        let chains = of_shared(view, viewer, (id, service), (port, at));
+        add_chains(view, rows, viewer, &chains);
         let shared = view.get(&PortView { viewer: viewer.clone(), port: number });
         rows.extend(shared.iter().cloned());
     }
@@ -313,15 +316,14 @@ impl Query for PortView {
         // Whoever waits for HTTP would keep a server that speaks first waiting.
         let http = !shared.server_first || any_http(view, viewer, *port);
         let mut rows = RowSet::new();
-        add_chains(view, &mut rows, viewer, shared.chains.iter().chain(&shared.otherwise));
         rows.insert(Arc::new(RowKey::BuiltIn(BuiltIn::of(policy))));
         rows.insert(Arc::new(RowKey::OutboundListener {
             bind: bind_address(view, viewer, *port),
             port: *port,
             policy,
             http,
-            chains: shared.chains,
-            otherwise: shared.otherwise,
+            chains: shared.chains.clone(),
+            otherwise: shared.otherwise.clone(),
         }));
         if !http {
             return rows;
