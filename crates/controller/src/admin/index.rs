@@ -18,7 +18,11 @@ const LISTED: usize = 500;
 pub(super) const PAGES: [(&str, bool, &str); 10] = [
     ("/debug/syncz", false, "Connected proxies: per type what was sent, accepted and rejected."),
     ("/debug/configz", false, "Every object, whether it is accepted, and what is wrong with it."),
-    ("/debug/registryz", false, "Every service: its host, addresses, ports and who sees it."),
+    (
+        "/debug/registryz",
+        false,
+        "Every service: its host, addresses, resolution, ports and who sees it.",
+    ),
     ("/debug/endpointz", false, "Every service port and its endpoints, ready or not."),
     ("/debug/scopez", true, "What a proxy may reach, and which objects decide that."),
     (

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use model::rows::{
-    EndpointSlice, Locality, Protocol, Service, ServicePort, TargetPort, Visibility,
+    EndpointSlice, Locality, Protocol, Resolution, Service, ServicePort, TargetPort, Visibility,
 };
 use model::{About, AboutRole, ObjectRef, Row, ir};
 use serde_json::{Map, Value, json};
@@ -167,11 +167,26 @@ fn of_service(object: &ObjectRef, service: &Service) -> Value {
         "object": object.to_string(),
         "source": &*object.source,
         "addresses": service.addresses,
+        "blocks": service.subnets.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "headless": service.headless,
+        "resolution": resolution(service.resolution),
+        // None = none.
+        "aliasOf": service.alias_of.as_deref(),
         "ports": service.ports.iter().map(port).collect::<Vec<_>>(),
         "selector": service.selector,
         // None = as the mesh has it.
         "exportTo": export_to,
     })
+}
+
+/// As ServiceEntry has it.
+fn resolution(resolution: Resolution) -> &'static str {
+    match resolution {
+        Resolution::Endpoints => "STATIC",
+        Resolution::Dns => "DNS",
+        Resolution::DnsRoundRobin => "DNS_ROUND_ROBIN",
+        Resolution::Original => "NONE",
+    }
 }
 
 /// As Istio's own page calls them.

@@ -34,6 +34,27 @@ spec:
   egress: [{hosts: ["data/*", "edge/shop.edge.svc.cluster.local"]}]
 "#;
 
+/// A headless service, another name for a service, and a block of addresses outside.
+const KINDS: &str = r#"apiVersion: v1
+kind: Service
+metadata: {name: pods, namespace: kinds}
+spec: {clusterIP: None, ports: [{port: 80, name: http}], selector: {app: pods}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: alias, namespace: kinds}
+spec: {type: ExternalName, externalName: shop.edge.svc.cluster.local}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: sql, namespace: kinds}
+spec:
+  hosts: [sql.example.com]
+  addresses: [192.0.2.1, 198.51.100.0/24]
+  ports: [{number: 3306, name: tcp, protocol: TCP}]
+  resolution: NONE
+"#;
+
 const SIDECAR: &str = "sidecar~10.0.0.8~web-1.web~web.svc.cluster.local";
 const WIDE: &str = "sidecar~10.0.0.8~ads-1.other~other.svc.cluster.local";
 
@@ -64,10 +85,38 @@ fn given_services_then_registryz_has_each_with_host_addresses_and_ports() {
         json!({
             "hostname": "db.data.svc.cluster.local", "namespace": "data", "name": "db",
             "object": "Service data/db", "source": "directory", "addresses": ["10.0.0.7"],
+            "blocks": [], "headless": false, "resolution": "STATIC", "aliasOf": null,
             "ports": [{ "port": 3306, "name": "tcp", "protocol": "TCP", "targetPort": "sql" }],
             "selector": { "app": "db" }, "exportTo": ["data", "web"],
         })
     );
+    folder.write("kinds.yaml", KINDS);
+    let added = until("three more services", || {
+        let all = page(&controller, "/debug/registryz");
+        let all = all.as_array().cloned()?;
+        let added: Vec<_> = all.into_iter().filter(|s| s["namespace"] == "kinds").collect();
+        (added.len() == 3).then_some(added)
+    });
+    let mut added: Vec<_> = added
+        .iter()
+        .map(|s| {
+            let facts = ["addresses", "blocks", "headless", "resolution", "aliasOf"];
+            json!([s["hostname"], facts.map(|fact| &s[fact])])
+        })
+        .collect();
+    added.sort_by_key(ToString::to_string);
+    assert_eq!(
+        added,
+        [
+            json!([
+                "alias.kinds.svc.cluster.local",
+                [[], [], false, "DNS", "shop.edge.svc.cluster.local"]
+            ]),
+            json!(["pods.kinds.svc.cluster.local", [[], [], true, "STATIC", null]]),
+            json!(["sql.example.com", [["192.0.2.1"], ["198.51.100.0/24"], false, "NONE", null]]),
+        ]
+    );
+    std::fs::remove_file(folder.path().join("kinds.yaml")).expect("removed");
     std::fs::remove_file(folder.path().join("more.yaml")).expect("removed");
     until("only one service", || {
         (page(&controller, "/debug/registryz").as_array()?.len() == 1).then_some(())
