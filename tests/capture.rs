@@ -187,7 +187,7 @@ async fn captured(envoy: &Path, controller: &Path) -> Result<()> {
     check("HTTP", http().await);
     check("HTTP/2", http2().await);
     check("bytes", connections().await);
-    check("a pod by name", pods_by_name().await);
+    check("a pod by name", pods_by_name(&mesh.client).await);
     check("TLS", tls().await);
     check("undeclared", undeclared(true).await);
     check("inbound", mesh.inbound().await);
@@ -246,13 +246,19 @@ async fn connections() -> Result<()> {
 }
 
 /// A name of a pod of a StatefulSet means that pod, the name of the service any of them.
-async fn pods_by_name() -> Result<()> {
+async fn pods_by_name(client: &Envoy) -> Result<()> {
     for (address, pod, by) in [(SERVER_POD, "db-0", "server"), (OTHER_POD, "db-1", "other")] {
         for host in [format!("{pod}.db:8082"), format!("{pod}.db.default.svc.cluster.local:8082")] {
             for _ in 0..8 {
                 served(&mut Client::new((address, 8082).into()), &host, "/", by).await?;
             }
         }
+    }
+    // As endpoints of the service, with its policies; not as addresses that the client happens to use.
+    for cluster in ["outbound|8082||db.default.svc.cluster.local", "PassthroughCluster"] {
+        let (count, own) =
+            (connections_to(client, cluster).await?, cluster != "PassthroughCluster");
+        ensure!((count > 0) == own, "{count} connections to {cluster}");
     }
     let answer = Client::new((SERVER_POD, 8082).into()).get("db:8082", "/").await?;
     ensure!(answer.status == 200, "the service by its name: {answer:?}");
@@ -277,6 +283,14 @@ async fn undeclared(allowed: bool) -> Result<()> {
     let expected = if allowed { 200 } else { 502 };
     ensure!(answer.status == expected, "HTTP: {answer:?}");
     Ok(())
+}
+
+/// Connections that a proxy has opened to a cluster.
+async fn connections_to(proxy: &Envoy, cluster: &str) -> Result<u64> {
+    let name = format!("cluster.{cluster}.upstream_cx_total");
+    let stats = proxy.page("/stats?format=json&filter=upstream_cx_total").await?;
+    let stat = stats["stats"].as_array().into_iter().flatten().find(|s| s["name"] == name);
+    stat.and_then(|s| s["value"].as_u64()).with_context(|| format!("no {name}"))
 }
 
 async fn served(client: &mut Client, host: &str, path: &str, by: &str) -> Result<()> {
@@ -404,7 +418,6 @@ impl Mesh {
         // A port of the workload by its own address, and one that no service names.
         served(&mut Client::new((SERVER_POD, 8080).into()), "any", "/", "server").await?;
         echoed(SERVER_POD, 7000, b"\x02hello", "server").await?;
-        let stats = self.server.page("/stats?format=json&filter=upstream_cx_total").await?;
         for cluster in [
             "inbound|8080||",
             "inbound|8081||",
@@ -414,10 +427,8 @@ impl Mesh {
             "inbound|9002||",
             "InboundPassthroughCluster",
         ] {
-            let name = format!("cluster.{cluster}.upstream_cx_total");
-            let stat = stats["stats"].as_array().into_iter().flatten().find(|s| s["name"] == name);
-            let count = stat.and_then(|s| s["value"].as_u64());
-            ensure!(count.is_some_and(|n| n > 0), "{name} is {count:?}");
+            let count = connections_to(&self.server, cluster).await?;
+            ensure!(count > 0, "no connection to {cluster}");
         }
         Ok(())
     }
