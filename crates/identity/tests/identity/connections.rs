@@ -180,9 +180,9 @@ async fn given_a_connection_whose_certificate_expires_then_it_ends() {
         assert!(client::request(&late, None, csr, None).await.is_err());
     }
     assert_eq!(service.ca.stats().issued.get(), 1);
-    // GOAWAY comes a little before the end: there may have been time for a second connection.
+    // GOAWAY comes a little before the end: there may have been time for others.
     let connections = service.ca.stats().connections.get();
-    assert!((1..=2).contains(&connections), "{connections}");
+    assert!((1..=3).contains(&connections), "{connections}");
     let deadline = Instant::now() + Duration::from_secs(5);
     while service.ca.stats().handshake_failures.get() == 0 {
         assert!(Instant::now() < deadline, "a handshake with it must fail");
