@@ -99,8 +99,11 @@ pub(crate) fn cluster(cluster: &ir::Cluster) -> Cluster {
     Cluster {
         name: name.to_string(),
         load_assignment: assignment,
-        dns_lookup_family: if by_name { DnsLookupFamily::All } else { DnsLookupFamily::Auto }
-            .into(),
+        // A machine without IPv6 would fail at every other address of a name that has both.
+        dns_lookup_family: match by_name {
+            true => DnsLookupFamily::V4Preferred.into(),
+            false => DnsLookupFamily::Auto.into(),
+        },
         upstream_bind_config: local.then(from_the_proxy),
         load_balancing_policy: pinned.then(|| pinned_policy(*load_balancer)),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(discovery.into())),
