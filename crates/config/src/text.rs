@@ -2,7 +2,10 @@
 //!
 //! **Invariant:** each check says what is wrong in words that follow a field path.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use model::rows::{IpNet, Protocol};
 
 /// A DNS name in lower or upper case, without wildcard or port.
 pub(crate) fn dns_name(text: &str) -> Result<(), String> {
@@ -47,6 +50,40 @@ pub(crate) fn reference(text: &str) -> Result<(), String> {
         None => dns_name(text),
         Some((namespace, name)) => dns_name(namespace).and_then(|()| dns_name(name)),
     }
+}
+
+/// An IP address.
+pub(crate) fn address(text: &str) -> Result<(), String> {
+    match text.parse::<IpAddr>() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("must be an IP address, but is {text:?}")),
+    }
+}
+
+/// An IP address, or a block such as `10.1.0.0/16`.
+pub(crate) fn block(text: &str) -> Result<(), String> {
+    match parse_block(text) {
+        Some(_) => Ok(()),
+        None => Err(format!("{text:?} is neither an IP address nor a block such as 10.1.0.0/16")),
+    }
+}
+
+/// The block that a text of `block` means.
+pub(crate) fn parse_block(text: &str) -> Option<IpNet> {
+    let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse::<IpNet>().ok().map(|net| net.trunc()).or_else(one)
+}
+
+/// The protocol that a word stands for, in whatever case.
+pub(crate) fn protocol(word: &str) -> Option<Protocol> {
+    Some(match word.to_ascii_lowercase().as_str() {
+        "http" | "http_proxy" => Protocol::Http,
+        "http2" | "grpc" | "grpc-web" => Protocol::Http2,
+        "https" | "tls" => Protocol::Tls,
+        "tcp" | "mongo" | "mysql" | "redis" | "hbone" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        _ => return None,
+    })
 }
 
 /// A text that has something in it.

@@ -128,17 +128,6 @@ impl Proxy {
     }
 }
 
-// === impl Locality ===
-
-impl Locality {
-    /// Read `region/zone/subzone`, of which the last may be missing.
-    pub fn parse(text: &str) -> Self {
-        let mut parts = text.splitn(3, '/');
-        let mut part = || Arc::from(parts.next().unwrap_or_default());
-        Self { region: part(), zone: part(), subzone: part() }
-    }
-}
-
 // === impl BadNodeId ===
 
 impl fmt::Display for BadNodeId {

@@ -33,7 +33,7 @@ const SERVER: Type = Type::Object(&[
         ]),
     )
     .required(),
-    field("bind", Type::Checked(address)).or_parent(),
+    field("bind", Type::Checked(text::address)).or_parent(),
     field("hosts", Type::List(&Type::Checked(text::scoped_host), OnBad::Field)).required(),
     field("name", Type::Text).inert(),
     // Served without its TLS settings, a server would be more open than was written.
@@ -46,13 +46,6 @@ const SPEC: Type = Type::Object(&[
     field("selector", Type::Map(text::not_empty, &Type::Text)).or_parent(),
     field("servers", Type::List(&SERVER, OnBad::Field)).required(),
 ]);
-
-fn address(text: &str) -> Result<(), String> {
-    match text.parse::<IpAddr>() {
-        Ok(_) => Ok(()),
-        Err(_) => Err(format!("must be an IP address, but is {text:?}")),
-    }
-}
 
 #[derive(Deserialize, Default)]
 #[serde(default)]

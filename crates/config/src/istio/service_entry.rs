@@ -6,12 +6,11 @@
 //! **Invariant:** an address that cannot be read never makes a service one of any address.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{
-    Declared, Endpoint as EndpointRow, EndpointSlice, IpNet, Protocol, Resolution, Selects,
-    Service, ServicePort, SlicePort, TargetPort,
+    Endpoint as EndpointRow, EndpointSlice, IpNet, Protocol, Resolution, Selects, Service,
+    ServicePort, SlicePort, TargetPort,
 };
 use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
@@ -40,7 +39,7 @@ const PORT: Type = Type::Object(&[
 const SPEC: Type = Type::Object(&[
     field("hosts", Type::List(&Type::Checked(host), OnBad::Field)).required(),
     // Without its addresses a service would be one of any.
-    field("addresses", Type::List(&Type::Checked(block), OnBad::Field)).or_parent(),
+    field("addresses", Type::List(&Type::Checked(text::block), OnBad::Field)).or_parent(),
     field("ports", Type::List(&PORT, OnBad::Field)),
     // What it decides, TLS between workloads, is not there yet.
     field("location", Type::Enum(&["MESH_EXTERNAL", "MESH_INTERNAL"])).inert(),
@@ -90,40 +89,14 @@ fn host(text: &str) -> Result<(), String> {
     text::host(text)
 }
 
-/// An address, or a block such as `10.1.0.0/16`.
-pub(crate) fn block(text: &str) -> Result<(), String> {
-    match text.parse::<IpNet>().is_ok() || text.parse::<IpAddr>().is_ok() {
-        true => Ok(()),
-        false => Err(format!("{text:?} is neither an IP address nor a block such as 10.1.0.0/16")),
-    }
-}
-
-/// The block that a text of `block` means.
-pub(crate) fn parse_block(text: &str) -> Option<IpNet> {
-    let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
-    text.parse::<IpNet>().ok().map(|net| net.trunc()).or_else(one)
-}
-
 fn protocol_word(word: &str) -> Result<(), String> {
-    match protocol(word) {
+    match text::protocol(word) {
         Some(_) => Ok(()),
         None => Err(format!(
             "{word:?} is no protocol; use HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS, REDIS, MYSQL \
              or UDP"
         )),
     }
-}
-
-/// The protocol that a word stands for.
-pub(super) fn protocol(word: &str) -> Option<Protocol> {
-    Some(match word.to_ascii_uppercase().as_str() {
-        "HTTP" | "HTTP_PROXY" => Protocol::Http,
-        "HTTP2" | "GRPC" | "GRPC-WEB" => Protocol::Http2,
-        "HTTPS" | "TLS" => Protocol::Tls,
-        "TCP" | "MONGO" | "REDIS" | "MYSQL" | "HBONE" => Protocol::Tcp,
-        "UDP" => Protocol::Udp,
-        _ => return None,
-    })
 }
 
 // === impl ServiceEntry ===
@@ -155,7 +128,8 @@ impl Kind for ServiceEntry {
             }
             _ => Resolution::Original,
         };
-        let given = addresses.iter().flatten().filter_map(|a| parse_block(a)).collect::<Vec<_>>();
+        let given =
+            addresses.iter().flatten().filter_map(|a| text::parse_block(a)).collect::<Vec<_>>();
         if given.is_empty() && !addresses.is_empty() {
             // Its problems have been told one by one.
             return (nothing(raw), problems);
@@ -201,18 +175,7 @@ impl Kind for ServiceEntry {
             let mut name = Arc::clone(&shared);
             if by_itself {
                 name = Arc::from(format!("{shared}/{host}"));
-                let declared = Declared {
-                    dns_name: Some(Arc::clone(&host)),
-                    labels: BTreeMap::new(),
-                    locality: Default::default(),
-                    weight: 1,
-                };
-                let endpoint = EndpointRow {
-                    ready: true,
-                    declared: Some(declared.into()),
-                    ..EndpointRow::default()
-                };
-                rows.push(slice(&name, endpoint, &BTreeMap::new()));
+                rows.push(slice(&name, EndpointRow::named(&host), &BTreeMap::new()));
             }
             let service = Service {
                 host,
@@ -267,8 +230,8 @@ impl Lowering<'_> {
                 self.error(&field("name"), Reason::Duplicate, message);
                 continue;
             }
-            let by_name = || protocol(name.split('-').next().unwrap_or_default());
-            let spoken = word.as_deref().and_then(protocol).or_else(by_name);
+            let by_name = || text::protocol(name.split('-').next().unwrap_or_default());
+            let spoken = word.as_deref().and_then(text::protocol).or_else(by_name);
             let spoken = spoken.unwrap_or(Protocol::Unknown);
             if spoken != Protocol::Udp {
                 let target = TargetPort::Number(target_port.unwrap_or(number));

@@ -16,7 +16,6 @@ use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::connection_pool::{CONNECTION_POOL, Pool};
-use super::service_entry::protocol;
 use super::{decode, later, nothing};
 use crate::kind::Kind;
 use crate::object::RawObject;
@@ -55,13 +54,13 @@ const EGRESS: Type = Type::Object(&[
     field("hosts", Type::List(&Type::Text, OnBad::Field)).required(),
     // Without its port a listener would be for all of them.
     field("port", EGRESS_PORT).or_parent(),
-    field("bind", Type::Checked(address)).or_parent(),
+    field("bind", Type::Checked(text::address)).or_parent(),
     field("captureMode", Type::Enum(CAPTURE_MODES)).or_parent(),
 ]);
 
 const INGRESS: Type = Type::Object(&[
     field("port", PORT).required(),
-    field("bind", Type::Checked(address)).or_parent(),
+    field("bind", Type::Checked(text::address)).or_parent(),
     field("captureMode", Type::Enum(CAPTURE_MODES)).or_parent(),
     field("defaultEndpoint", Type::Checked(default_endpoint)).or_parent(),
     // Without it what was meant to come in by TLS would come in without.
@@ -238,7 +237,7 @@ impl Lowering<'_> {
                 self.error(format!("{field}.port.number"), Reason::Duplicate, message);
                 continue;
             }
-            let spoken = word.as_deref().map(protocol);
+            let spoken = word.as_deref().map(text::protocol);
             if spoken == Some(None) {
                 let word = word.unwrap_or_default();
                 let message = format!("{word:?} is no protocol; use HTTP, HTTP2, GRPC, TCP or TLS");
@@ -256,13 +255,6 @@ impl Lowering<'_> {
             });
         }
         out
-    }
-}
-
-fn address(text: &str) -> Result<(), String> {
-    match text.parse::<IpAddr>() {
-        Ok(_) => Ok(()),
-        Err(_) => Err(format!("must be an IP address, but is {text:?}")),
     }
 }
 

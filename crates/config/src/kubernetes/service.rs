@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{
-    Declared, DefaultVisibility, Endpoint, EndpointSlice, Locality, Protocol, Resolution, Selects,
+    DefaultVisibility, Endpoint, EndpointSlice, Protocol, Resolution, Selects,
     Service as ServiceRow, ServicePort, SlicePort, TargetPort,
 };
 use model::{Change, Problem, Reason, Row};
@@ -22,7 +22,7 @@ use crate::export_to::{check, visibility};
 use crate::kind::Kind;
 use crate::object::RawObject;
 use crate::schema::describe;
-use crate::text::{dns_name, full_host};
+use crate::text::{dns_name, full_host, protocol as protocol_of};
 use crate::yaml::Value;
 
 /// The kind.
@@ -132,23 +132,13 @@ impl Kind for Service {
 
 /// The endpoint of a service that is but a name for another.
 fn named_endpoint(service: &ServiceRow, name: Arc<str>) -> EndpointSlice {
-    let declared = Declared {
-        dns_name: Some(name),
-        labels: BTreeMap::new(),
-        locality: Locality::default(),
-        weight: 1,
-    };
     // Nobody translates ports on the way there.
     let port = |p: &ServicePort| SlicePort { name: Arc::clone(&p.name), number: p.number };
     EndpointSlice {
         namespace: Arc::clone(&service.namespace),
         service: Arc::clone(&service.name),
         ports: service.ports.iter().map(port).collect(),
-        endpoints: vec![Endpoint {
-            ready: true,
-            declared: Some(declared.into()),
-            ..Endpoint::default()
-        }],
+        endpoints: vec![Endpoint::named(&name)],
     }
 }
 
@@ -208,9 +198,9 @@ impl Port {
             Some("UDP") => Protocol::Udp,
             _ => app_protocol
                 .as_deref()
-                .map(spoken)
-                .filter(|p| *p != Protocol::Unknown)
-                .unwrap_or_else(|| spoken(name.split('-').next().unwrap_or_default())),
+                .and_then(app_protocol_of)
+                .or_else(|| protocol_of(name.split('-').next().unwrap_or_default()))
+                .unwrap_or(Protocol::Unknown),
         };
         ServicePort {
             number: port,
@@ -228,14 +218,12 @@ impl Port {
     }
 }
 
-/// The protocol that a word stands for.
-fn spoken(word: &str) -> Protocol {
+/// The protocol that a port's `appProtocol` stands for.
+fn app_protocol_of(word: &str) -> Option<Protocol> {
     match word.to_ascii_lowercase().as_str() {
-        "http" | "kubernetes.io/ws" => Protocol::Http,
-        "http2" | "grpc" | "grpc-web" | "kubernetes.io/h2c" => Protocol::Http2,
-        "https" | "tls" | "kubernetes.io/wss" => Protocol::Tls,
-        "tcp" | "mongo" | "mysql" | "redis" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        _ => Protocol::Unknown,
+        "kubernetes.io/ws" => Some(Protocol::Http),
+        "kubernetes.io/h2c" => Some(Protocol::Http2),
+        "kubernetes.io/wss" => Some(Protocol::Tls),
+        _ => protocol_of(word),
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ use crate::ir::{
 };
 use crate::object::Origins;
 use crate::rows::{
-    ConnectionPool, Endpoint, HashKey, HttpAction, HttpPool, LbAlgorithm, Locality, Protocol,
-    Resolution, Service, Subset, TcpPool, TrafficPolicy, UpgradePolicy,
+    ConnectionPool, Declared, Endpoint, HashKey, HttpAction, HttpPool, LbAlgorithm, Locality,
+    Protocol, Resolution, Service, Subset, TcpPool, TrafficPolicy, UpgradePolicy,
 };
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
@@ -106,36 +107,28 @@ pub(super) fn limits(pool: ConnectionPool) -> ConnectionPool {
 fn named(view: &View<'_>, key: &ClusterKey, service: &Service, at: usize) -> Vec<NamedEndpoint> {
     let (port, labels) = (&service.ports[at].name, part_labels(view, key));
     let mut out = BTreeSet::new();
+    let mut add = |declared: &Declared, addresses: &[IpAddr], port| {
+        let address = || addresses.first().map(|a| Arc::from(a.to_string()));
+        if selects(&labels, &declared.labels)
+            && let Some(host) = declared.dns_name.clone().or_else(address)
+        {
+            let (locality, weight) = (declared.locality.clone(), declared.weight);
+            out.insert(NamedEndpoint { host, port, locality, weight });
+        }
+    };
     for slice in view.slices(service).into_iter().filter_map(|id| view.slice(&id)) {
-        let Some(number) = slice.ports.iter().find(|p| p.name == *port).map(|p| p.number) else {
-            continue;
-        };
+        let Some(slice_port) = slice.ports.iter().find(|p| p.name == *port) else { continue };
         for endpoint in &slice.endpoints {
-            let Some(declared) = &endpoint.declared else { continue };
-            let address = || endpoint.addresses.first().map(|a| Arc::from(a.to_string()));
-            let Some(host) = declared.dns_name.clone().or_else(address) else { continue };
-            if selects(&labels, &declared.labels) {
-                out.insert(NamedEndpoint {
-                    host,
-                    port: number,
-                    locality: declared.locality.clone(),
-                    weight: declared.weight,
-                });
+            if let Some(declared) = &endpoint.declared {
+                add(declared, &endpoint.addresses, slice_port.number);
             }
         }
     }
     for workload in view.selected_workloads(service) {
-        let Some(number) = target(&service.ports[at], Some(&workload)) else { continue };
-        let Some(declared) = &workload.declared else { continue };
-        let address = || workload.addresses.first().map(|a| Arc::from(a.to_string()));
-        let Some(host) = declared.dns_name.clone().or_else(address) else { continue };
-        if selects(&labels, &workload.labels) {
-            out.insert(NamedEndpoint {
-                host,
-                port: number,
-                locality: declared.locality.clone(),
-                weight: declared.weight,
-            });
+        if let Some(declared) = &workload.declared
+            && let Some(number) = target(&service.ports[at], Some(&workload))
+        {
+            add(declared, &workload.addresses, number);
         }
     }
     out.into_iter().collect()

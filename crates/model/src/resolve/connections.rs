@@ -27,11 +27,10 @@ use super::cluster::hash_key;
 use super::destination::{examine, whole};
 use super::rules::{Head, RulesHead, holds};
 use super::sidecar::{Viewer, reaches, winner};
+use super::view::PortOf;
 use super::{ClusterKey, Key, precedence};
 use crate::hosts;
-use crate::rows::{
-    GatewayName, HashKey, Protocol, RouteRules, Service, ServicePort, TcpMatch, WeightedDestination,
-};
+use crate::rows::{GatewayName, HashKey, Protocol, RouteRules, TcpMatch, WeightedDestination};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -90,24 +89,35 @@ pub(crate) struct Shared {
 pub(super) fn to_address(
     view: &View<'_>,
     viewer: &Viewer,
-    (id, service): (&RowId, &Service),
-    (port, at): (&ServicePort, usize),
+    of: &PortOf,
     address: IpAddr,
 ) -> (Vec<ChainKey>, ChainKey) {
-    let tls = port.protocol == Protocol::Tls;
-    let says: fn(&Head) -> bool = if tls { |head| head.has_tls } else { |head| head.has_tcp };
-    let rules = winner(view, &service.host, viewer, says);
-    let mut chains = rules.map_or_else(Vec::new, |rules| {
-        let (viewer, port, address) = (viewer.clone(), port.number, Some(address));
-        (*view.get(&RuledConnections { rules, viewer, port, tls, address })).clone()
-    });
+    let rules = winner(view, &of.service.host, viewer, says(of));
+    let mut chains = ruled(view, viewer, of, rules, Some(address));
     let otherwise = match chains.last() {
         Some(last) if last.is_everything() => chains.pop(),
         _ => None,
     };
-    let otherwise =
-        otherwise.unwrap_or_else(|| of_service(view, viewer, (id, service), (port, at)));
+    let otherwise = otherwise.unwrap_or_else(|| of_service(view, viewer, of));
     (distinct(chains), otherwise)
+}
+
+/// Whether a rule list is for such connections.
+fn says(of: &PortOf) -> fn(&Head) -> bool {
+    if of.is_tls() { |head| head.has_tls } else { |head| head.has_tcp }
+}
+
+/// What rule lists make of connections to a port, in their order.
+fn ruled(
+    view: &View<'_>,
+    viewer: &Viewer,
+    of: &PortOf,
+    rules: impl IntoIterator<Item = RowId>,
+    address: Option<IpAddr>,
+) -> Vec<ChainKey> {
+    let (port, tls) = (of.number(), of.is_tls());
+    let query = |rules| RuledConnections { rules, viewer: viewer.clone(), port, tls, address };
+    rules.into_iter().flat_map(|rules| (*view.get(&query(rules))).clone()).collect()
 }
 
 /// What connections to a port come to. Where it is what everybody gets, it is that very value: many
@@ -132,16 +142,14 @@ fn find_shared(view: &View<'_>, viewer: &Viewer, port: u16) -> Shared {
         if viewer.captures { view.shared_port(port) } else { view.stream_port(port) };
     services.sort_by(|(a, x), (b, y)| precedence(x.created, a).cmp(&precedence(y.created, b)));
     for (id, service) in &services {
-        let Some(at) = service.ports.iter().position(|p| p.number == port) else { continue };
-        let declared = &service.ports[at];
-        let declared_by = view.ports_of(&service.host, &viewer.client);
-        if !declared_by.iter().any(|of| of.id == *id && of.number() == port)
-            || !reaches(view, viewer, &service.namespace, &service.host, port)
-        {
+        let declared = view.ports_of(&service.host, &viewer.client);
+        let own = |of: &&PortOf| of.id == *id && of.number() == port;
+        let Some(of) = declared.iter().find(own) else { continue };
+        if !reaches(view, viewer, &service.namespace, &service.host, port) {
             continue;
         }
-        out.server_first |= declared.protocol == Protocol::Tcp;
-        let mut of_service = of_shared(view, viewer, (id, service), (declared, at));
+        out.server_first |= of.port().0.protocol == Protocol::Tcp;
+        let mut of_service = of_shared(view, viewer, of);
         if let Some(last) = of_service.last()
             && last.is_everything()
         {
@@ -157,28 +165,17 @@ fn find_shared(view: &View<'_>, viewer: &Viewer, port: u16) -> Shared {
 }
 
 /// The chains of one service on a port that it shares; the last may be for everything.
-pub(super) fn of_shared(
-    view: &View<'_>,
-    viewer: &Viewer,
-    (id, service): (&RowId, &Service),
-    (port, at): (&ServicePort, usize),
-) -> Vec<ChainKey> {
-    let tls = port.protocol == Protocol::Tls;
-    let says: fn(&Head) -> bool = if tls { |head| head.has_tls } else { |head| head.has_tcp };
-    let mut rules: Vec<RowId> = winner(view, &service.host, viewer, says).into_iter().collect();
-    if tls && service.host.starts_with('*') {
-        rules.extend(below(view, viewer, &service.host));
+pub(super) fn of_shared(view: &View<'_>, viewer: &Viewer, of: &PortOf) -> Vec<ChainKey> {
+    let host = &of.service.host;
+    let mut rules: Vec<RowId> = winner(view, host, viewer, says(of)).into_iter().collect();
+    if of.is_tls() && host.starts_with('*') {
+        rules.extend(below(view, viewer, host));
     }
-    let mut chains = Vec::new();
-    for rules in rules {
-        let (viewer, port) = (viewer.clone(), port.number);
-        let query = RuledConnections { rules, viewer, port, tls, address: None };
-        chains.extend(view.get(&query).iter().cloned());
-    }
-    chains.push(of_service(view, viewer, (id, service), (port, at)));
+    let mut chains = ruled(view, viewer, of, rules, None);
+    chains.push(of_service(view, viewer, of));
     for chain in &mut chains {
         if chain.destinations.is_empty() {
-            chain.destinations.clone_from(&service.subnets);
+            chain.destinations.clone_from(&of.service.subnets);
         }
     }
     chains
@@ -199,22 +196,17 @@ fn below(view: &View<'_>, viewer: &Viewer, pattern: &str) -> Vec<RowId> {
 }
 
 /// What connections come to that no rule says anything of.
-fn of_service(
-    view: &View<'_>,
-    viewer: &Viewer,
-    (id, service): (&RowId, &Service),
-    (port, at): (&ServicePort, usize),
-) -> ChainKey {
-    let named = port.protocol == Protocol::Tls
-        && (service.addresses.is_empty() || !viewer.captures)
-        && !service.headless;
-    let cluster = whole(view, &viewer.client, id, service, port.number);
+fn of_service(view: &View<'_>, viewer: &Viewer, of: &PortOf) -> ChainKey {
+    let PortOf { id, service, .. } = of;
+    let addressed = !service.addresses.is_empty() && viewer.captures;
+    let named = of.is_tls() && !addressed && !service.headless;
+    let cluster = whole(view, &viewer.client, id, service, of.number());
     ChainKey {
         server_names: named.then(|| Arc::clone(&service.host)).into_iter().collect(),
         destinations: Vec::new(),
         clients: Vec::new(),
         split: vec![(cluster, 1)],
-        origin: (id.clone(), Arc::from(format!("spec.ports[{at}]"))),
+        origin: (id.clone(), Arc::from(format!("spec.ports[{}]", of.port().1))),
     }
 }
 

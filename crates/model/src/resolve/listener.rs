@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::router::origins;
-use super::{BuiltIn, ChainKey, ClusterKey, RowKey, Servers};
+use super::{BuiltIn, ChainKey, Chains, ClusterKey, Servers};
 use crate::ir::{Chain, Listener, Serves, Shares};
 use crate::names;
 use crate::object::Origins;
 use crate::rows::OutboundPolicy;
+use crate::snapshot::RowId;
 use crate::track::View;
 
 /// Port that captured connections of a workload come to.
@@ -45,45 +46,78 @@ pub(super) fn virtual_outbound(view: &View<'_>, policy: OutboundPolicy) -> Liste
     }
 }
 
-/// What leaves a workload for a port, or for a port of an address.
-pub(super) fn outbound(view: &View<'_>, key: &RowKey) -> Listener {
-    let mut origins = Origins::default();
-    let (name, bind, opened, port, http, chains, last) = match key {
-        RowKey::AddressListener { address, port, http, service, chains, otherwise } => {
-            origins.push(service.origin(""));
-            let name = names::tcp_listener(*address, *port);
-            let chains: Vec<&ChainKey> = chains.iter().collect();
-            (name, Some(*address), false, *port, *http, chains, Ok(otherwise))
-        }
-        RowKey::OutboundListener { bind, port, http, chains, otherwise, policy } => {
-            let name = names::outbound_listener(*bind, *port);
-            let last = otherwise.as_ref().ok_or(BuiltIn::of(*policy));
-            (name, *bind, bind.is_some(), *port, *http, chains.iter().collect(), last)
-        }
-        // No other row is such a listener.
-        _ => (Arc::default(), None, false, 0, false, Vec::new(), Err(BuiltIn::BlackHole)),
-    };
-    for chain in chains.iter().copied().chain(last.ok()) {
-        origins.push(chain.origin.0.origin(Arc::clone(&chain.origin.1)));
+/// What leaves a workload for a port.
+pub(super) fn outbound(
+    view: &View<'_>,
+    (bind, port): (Option<IpAddr>, u16),
+    http: bool,
+    chains: &Chains,
+    otherwise: Result<&ChainKey, OutboundPolicy>,
+) -> Listener {
+    Listener {
+        name: names::outbound_listener(bind, port),
+        bind,
+        origins: chain_origins(chains.iter().chain(otherwise.ok())),
+        ..leaving(view, port, bind.is_some(), http, chains.iter(), otherwise)
     }
-    let (otherwise, sticky) = match last {
+}
+
+/// What leaves a workload for a port of an address of a service.
+pub(super) fn to_address(
+    view: &View<'_>,
+    (address, port): (IpAddr, u16),
+    http: bool,
+    service: &RowId,
+    chains: &[ChainKey],
+    otherwise: &ChainKey,
+) -> Listener {
+    let mut origins = Origins::one(service.origin(""));
+    for origin in chain_origins(chains.iter().chain([otherwise])).0 {
+        origins.push(origin);
+    }
+    Listener {
+        name: names::tcp_listener(address, port),
+        bind: Some(address),
+        origins,
+        ..leaving(view, port, false, http, chains.iter(), Ok(otherwise))
+    }
+}
+
+/// What such listeners have in common.
+fn leaving<'a>(
+    view: &View<'_>,
+    port: u16,
+    opened: bool,
+    http: bool,
+    chains: impl Iterator<Item = &'a ChainKey>,
+    otherwise: Result<&ChainKey, OutboundPolicy>,
+) -> Listener {
+    let (otherwise, sticky) = match otherwise {
         Ok(chain) => (shares(&chain.split), chain.is_sticky(view)),
-        Err(which) => (vec![(which.name(), 1)], false),
+        Err(policy) => (vec![(BuiltIn::of(policy).name(), 1)], false),
     };
     Listener {
-        name,
-        bind,
+        name: Arc::default(),
+        bind: None,
         port,
         serves: Serves::Outbound {
             opened,
             route_config: http.then(|| names::outbound_route_config(port)),
-            chains: chains.iter().map(|key| chain(view, key)).collect(),
+            chains: chains.map(|key| chain(view, key)).collect(),
             otherwise,
             sticky,
         },
         access_log_file: view.mesh().access_log_file.clone(),
-        origins,
+        origins: Origins::default(),
     }
+}
+
+fn chain_origins<'a>(chains: impl Iterator<Item = &'a ChainKey>) -> Origins {
+    let mut origins = Origins::default();
+    for (id, field) in chains.map(|chain| &chain.origin) {
+        origins.push(id.origin(Arc::clone(field)));
+    }
+    origins
 }
 
 fn chain(view: &View<'_>, key: &ChainKey) -> Chain {

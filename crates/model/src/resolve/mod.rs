@@ -446,8 +446,13 @@ impl Query for Arc<RowKey> {
             RowKey::VirtualOutbound { policy } => {
                 Listener(listener::virtual_outbound(view, *policy))
             }
-            RowKey::OutboundListener { .. } | RowKey::AddressListener { .. } => {
-                Listener(listener::outbound(view, self))
+            RowKey::OutboundListener { bind, port, http, chains, otherwise, policy } => {
+                let otherwise = otherwise.as_ref().ok_or(*policy);
+                Listener(listener::outbound(view, (*bind, *port), *http, chains, otherwise))
+            }
+            RowKey::AddressListener { address, port, http, service, chains, otherwise } => {
+                let at = (*address, *port);
+                Listener(listener::to_address(view, at, *http, service, chains, otherwise))
             }
             RowKey::VirtualInbound { ports } => Listener(inbound::virtual_inbound(view, ports)),
             RowKey::InboundListener(key) => Listener(inbound::opened(view, key)),

@@ -206,7 +206,7 @@ fn add_clusters(
 /// Add the listeners of a port that is, or may be, no HTTP.
 fn add_listeners(view: &View<'_>, rows: &mut RowSet, viewer: &Viewer, of: &PortOf) {
     let PortOf { id, service, .. } = of;
-    let ((port, at), number) = (of.port(), of.number());
+    let (port, number) = (of.port().0, of.number());
     if !port.protocol.is_stream()
         || !reaches(view, viewer, &service.namespace, &service.host, number)
     {
@@ -223,7 +223,7 @@ fn add_listeners(view: &View<'_>, rows: &mut RowSet, viewer: &Viewer, of: &PortO
         }
     };
     for address in addresses {
-        let (chains, otherwise) = to_address(view, viewer, (id, service), (port, at), address);
+        let (chains, otherwise) = to_address(view, viewer, of, address);
         add_chains(view, rows, viewer, chains.iter().chain([&otherwise]));
         rows.insert(Arc::new(RowKey::AddressListener {
             address,
@@ -236,7 +236,7 @@ fn add_listeners(view: &View<'_>, rows: &mut RowSet, viewer: &Viewer, of: &PortO
     }
     if service.shares_port(number) || !viewer.captures {
         // The listener is of all, the clusters are brought by each.
-        let chains = of_shared(view, viewer, (id, service), (port, at));
+        let chains = of_shared(view, viewer, of);
         add_chains(view, rows, viewer, &chains);
         let shared = view.get(&PortView { viewer: viewer.clone(), port: number });
         rows.extend(shared.iter().cloned());

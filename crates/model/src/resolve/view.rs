@@ -14,7 +14,7 @@ use super::{Labels, MeshSettings, RulesHead, precedence, selects};
 use crate::hosts;
 use crate::rows::{
     DestinationPolicy, EndpointSlice, Gateway, GatewayName, HostPattern, HostScope, Mesh, Node,
-    RouteRules, Selects, Service, ServicePort, SidecarScope, Visibility, Workload,
+    Protocol, RouteRules, Selects, Service, ServicePort, SidecarScope, Visibility, Workload,
 };
 use crate::snapshot::{IndexKey, Indexed, RowId, Snapshot, Table};
 use crate::track::{Fact, View};
@@ -47,6 +47,10 @@ impl PortOf {
 
     pub(super) fn number(&self) -> u16 {
         self.port().0.number
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.port().0.protocol == Protocol::Tls
     }
 }
 

@@ -117,29 +117,19 @@ impl Query for Mentions {
     type Value = BTreeSet<Arc<str>>;
 
     fn run(&self, view: &View<'_>) -> BTreeSet<Arc<str>> {
+        // What a name stands for decides as well.
+        let targets = view.services_of(&self.0).into_iter().filter_map(|(_, s)| s.alias_of.clone());
         let mut namespaces = BTreeSet::new();
-        let services = view.services_of(&self.0);
-        for (_, service) in &services {
-            namespaces.extend(named(view.visibility_of_service(service)));
-            namespaces.insert(Arc::clone(&service.namespace));
-            if let Some(target) = &service.alias_of {
-                for (_, target) in view.services_of(target) {
-                    namespaces.extend(named(view.visibility_of_service(&target)));
-                    namespaces.insert(Arc::clone(&target.namespace));
-                }
-                // Policies for the target decide as well.
-                for pattern in hosts::patterns_for(target) {
-                    for (_, policy) in view.policies_for(&pattern) {
-                        namespaces.extend(named(view.visibility_of_policy(&policy)));
-                        namespaces.insert(Arc::clone(&policy.namespace));
-                    }
-                }
+        for host in targets.chain([Arc::clone(&self.0)]) {
+            for (_, service) in view.services_of(&host) {
+                namespaces.extend(named(view.visibility_of_service(&service)));
+                namespaces.insert(Arc::clone(&service.namespace));
             }
-        }
-        for pattern in hosts::patterns_for(&self.0) {
-            for (_, policy) in view.policies_for(&pattern) {
-                namespaces.extend(named(view.visibility_of_policy(&policy)));
-                namespaces.insert(Arc::clone(&policy.namespace));
+            for pattern in hosts::patterns_for(&host) {
+                for (_, policy) in view.policies_for(&pattern) {
+                    namespaces.extend(named(view.visibility_of_policy(&policy)));
+                    namespaces.insert(Arc::clone(&policy.namespace));
+                }
             }
         }
         namespaces

@@ -161,6 +161,21 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
 }
 
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// One that DNS has for a name.
+    pub fn named(name: &Arc<str>) -> Self {
+        let declared = Declared {
+            dns_name: Some(Arc::clone(name)),
+            labels: BTreeMap::new(),
+            locality: Locality::default(),
+            weight: 1,
+        };
+        Self { ready: true, declared: Some(declared.into()), ..Self::default() }
+    }
+}
+
 // === impl Service ===
 
 impl Service {

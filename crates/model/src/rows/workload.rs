@@ -59,3 +59,14 @@ pub struct Namespace {
     /// Labels.
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
 }
+
+// === impl Locality ===
+
+impl Locality {
+    /// Read `region/zone/subzone`, of which the last may be missing.
+    pub fn parse(text: &str) -> Self {
+        let mut parts = text.splitn(3, '/');
+        let mut part = || Arc::from(parts.next().unwrap_or_default());
+        Self { region: part(), zone: part(), subzone: part() }
+    }
+}

@@ -18,13 +18,12 @@ use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::retries::Retries;
-use super::service_entry::parse_block;
 use super::{decode, nothing};
 use crate::export_to::visibility;
 use crate::kind::Kind;
 use crate::object::RawObject;
 use crate::schema::{Type, parse_time};
-use crate::text::full_host;
+use crate::text::{full_host, parse_block};
 use schema::SPEC;
 
 /// The kind.

@@ -4,7 +4,6 @@
 
 use super::super::later;
 use super::super::retries::RETRIES;
-use super::super::service_entry::block;
 use crate::export_to::EXPORT_TO;
 use crate::regex;
 use crate::schema::{OnBad, Rule, Type, field, not_yet};
@@ -44,7 +43,7 @@ const LABELS: Type = Type::Map(text::not_empty, &Type::Text);
 
 const GATEWAYS: Type = Type::List(&Type::Checked(text::reference), OnBad::Parent);
 
-const SUBNETS: Type = Type::List(&Type::Checked(block), OnBad::Parent);
+const SUBNETS: Type = Type::List(&Type::Checked(text::block), OnBad::Parent);
 
 /// As `MATCH`, of TLS connections.
 const TLS_MATCH: Type = Type::Strict(&[
@@ -65,7 +64,7 @@ const TLS: Type = Type::Object(&[
 const TCP_MATCH: Type = Type::Strict(&[
     field("destinationSubnets", SUBNETS).or_parent(),
     field("port", PORT).or_parent(),
-    field("sourceSubnet", Type::Checked(block)).or_parent(),
+    field("sourceSubnet", Type::Checked(text::block)).or_parent(),
     field("sourceLabels", LABELS).or_parent(),
     field("gateways", GATEWAYS).or_parent(),
     field("sourceNamespace", Type::Checked(text::dns_name)).or_parent(),
