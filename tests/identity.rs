@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use envoy_api::mutual_tls;
+use envoy_api::secrets;
 use house::client::Client;
 use house::mesh::{Controller, Envoy, GATEWAY_NODE, free_address, replace};
 use house::process::{Leashed, built};
@@ -158,11 +158,11 @@ impl House {
         let request = CertifiedRequest::check(csr.as_bytes(), &id)?;
         let mut chain = authority.answer(&authority.issue(&id, &request, lifetime, now)?);
         chain.pop().context("roots")?;
-        let content = mutual_tls::certificate_file(&chain.concat(), &key.to_pem()?);
+        let content = secrets::file(&secrets::certificate(&chain.concat(), &key.to_pem()?));
         let folder = self.work.path().join("certificates");
         replace(&folder.join("key.pem"), &key.to_pem()?)?;
         replace(&folder.join("cert-chain.pem"), &chain.concat())?;
-        replace(&folder.join(mutual_tls::CERTIFICATE_FILE), &content.to_string())
+        replace(&folder.join(secrets::CERTIFICATE_FILE), &content.to_string())
     }
 
     async fn metric(&self, name: &str) -> Result<u64> {

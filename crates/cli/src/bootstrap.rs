@@ -9,28 +9,17 @@ use anyhow::{Context, Result, bail};
 use envoy_api::bootstrap::{Bootstrap, Protocol};
 use envoy_api::envoy::config::core::v3::Locality;
 use envoy_api::mutual_tls;
-use model::{Capabilities, Proxy};
+use envoy_api::secrets::{self, Secrets};
 use serde_json::{Map, Value, json};
 
 use crate::output;
-use crate::render::{Interception, labels};
+use crate::proxy::ProxyArgs;
 
 /// Arguments of `bootstrap`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Node id of the proxy: router~IP~pod.namespace~namespace.svc.cluster.local
-    #[arg(long, value_name = "ID")]
-    node: String,
-    /// Labels of the proxy
-    #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE,…")]
-    labels: Vec<String>,
-    /// Whether connections of the workload are captured (REDIRECT), or its sidecar opens the ports
-    /// of services on loopback (NONE)
-    #[arg(long, value_enum, default_value_t = Interception::Redirect, value_name = "MODE")]
-    interception_mode: Interception,
-    /// Where the proxy runs, where no Node of a cluster says it
-    #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
-    locality: Option<String>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
     /// Where Heddle serves xDS [default: 127.0.0.1:15010, with --certificates 127.0.0.1:15012]
     #[arg(long, value_name = "HOST:PORT")]
     xds_address: Option<String>,
@@ -50,7 +39,7 @@ pub(crate) struct Args {
 
 /// Run the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let proxy = Proxy::parse(&args.node, None, Capabilities { vhds: true }).context("--node")?;
+    let proxy = args.proxy.proxy()?;
     let address = args.xds_address.as_deref().unwrap_or(match args.certificates {
         Some(_) => "127.0.0.1:15012",
         None => "127.0.0.1:15010",
@@ -65,30 +54,28 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // An IPv6 address stands in brackets before a port, and without them elsewhere.
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
     let labels: Map<String, Value> =
-        labels(&args.labels)?.into_iter().map(|(key, value)| (key, json!(value))).collect();
+        proxy.labels.iter().map(|(key, value)| (key.to_string(), json!(&**value))).collect();
     let mut metadata = Map::new();
     metadata.insert("NAMESPACE".to_owned(), json!(&*proxy.namespace));
     metadata.insert("LABELS".to_owned(), Value::Object(labels));
-    if args.interception_mode == Interception::None {
+    if !proxy.captures {
         metadata.insert("INTERCEPTION_MODE".to_owned(), json!("NONE"));
     }
-    let folder = args.certificates.as_deref().map(certificates).transpose()?;
-    let locality = args.locality.as_deref().map(|text| {
-        let model::rows::Locality { region, zone, subzone } = model::rows::Locality::parse(text);
-        Locality {
-            region: region.to_string(),
-            zone: zone.to_string(),
-            sub_zone: subzone.to_string(),
-        }
+    let secrets = args.certificates.as_deref().map(certificates).transpose()?;
+    let (place, nowhere) = (&proxy.locality, model::rows::Locality::default());
+    let locality = (*place != nowhere).then(|| Locality {
+        region: place.region.to_string(),
+        zone: place.zone.to_string(),
+        sub_zone: place.subzone.to_string(),
     });
     let bootstrap = Bootstrap {
         locality,
-        xds_transport_socket: folder.map(|f| mutual_tls::transport_socket(&f, host)),
+        xds_transport_socket: secrets.map(|s| mutual_tls::transport_socket(&s, host)),
         cluster: format!("{}.{}", proxy.name, proxy.namespace),
         metadata,
         protocol: if args.sotw { Protocol::Sotw } else { Protocol::Delta },
         admin_address: Some(("127.0.0.1".to_owned(), args.admin_port)),
-        node_id: args.node.clone(),
+        node_id: args.proxy.node.clone(),
         xds_host: host.to_owned(),
         xds_port: port,
         ..Bootstrap::default()
@@ -103,9 +90,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The absolute path of a folder with what Envoy needs for TLS.
-fn certificates(folder: &Path) -> Result<PathBuf> {
-    for file in [mutual_tls::CERTIFICATE_FILE, mutual_tls::ROOTS_FILE] {
+/// The files of a folder with what Envoy needs for TLS.
+fn certificates(folder: &Path) -> Result<Secrets> {
+    for file in [secrets::CERTIFICATE_FILE, secrets::ROOTS_FILE] {
         if !folder.join(file).is_file() {
             bail!(
                 "--certificates {} holds no {file}; `heddle ca request` writes it",
@@ -113,5 +100,7 @@ fn certificates(folder: &Path) -> Result<PathBuf> {
             );
         }
     }
-    folder.canonicalize().with_context(|| format!("--certificates {}", folder.display()))
+    let folder =
+        folder.canonicalize().with_context(|| format!("--certificates {}", folder.display()));
+    Ok(Secrets::Files(folder?))
 }

@@ -12,6 +12,7 @@ mod controllers;
 mod files;
 mod install;
 mod output;
+mod proxy;
 mod proxy_config;
 mod render;
 mod report;

@@ -11,14 +11,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use envoy_api::{EncodedResource, dump};
-use model::{Capabilities, Origin, Proxy, ProxyKey};
+use model::{Origin, Proxy, ProxyKey};
 use serde_json::Value;
 
 use crate::files::Files;
+use crate::proxy::ProxyArgs;
 use crate::report::Message;
 use crate::{check, output, report};
 
@@ -31,30 +32,11 @@ pub(crate) struct Args {
     /// File of mesh settings (MeshConfig)
     #[arg(long, value_name = "FILE")]
     mesh_config: Option<PathBuf>,
-    /// Node id of the proxy: router~IP~pod.namespace~namespace.svc.cluster.local
-    #[arg(long, value_name = "ID")]
-    node: String,
-    /// Labels of the proxy, where no Pod of its name is among the files
-    #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE,…")]
-    labels: Vec<String>,
-    /// Whether connections of the workload are captured (REDIRECT), or its sidecar opens the ports
-    /// of services on loopback (NONE)
-    #[arg(long, value_enum, default_value_t = Interception::Redirect, value_name = "MODE")]
-    interception_mode: Interception,
-    /// Where the proxy runs, where no Node or WorkloadEntry among the files says it
-    #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
-    locality: Option<String>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Json)]
     output: Format,
-}
-
-/// How connections of a workload come to its sidecar, in the words of node metadata.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "UPPER")]
-pub(crate) enum Interception {
-    Redirect,
-    None,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -68,13 +50,7 @@ type Rendered = Vec<(EncodedResource, Arc<model::ir::Resource>)>;
 
 /// Run the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let mut proxy =
-        Proxy::parse(&args.node, None, Capabilities { vhds: true }).context("--node")?;
-    for (key, value) in labels(&args.labels)? {
-        proxy.labels.insert(Arc::from(key), Arc::from(value));
-    }
-    proxy.locality = model::rows::Locality::parse(args.locality.as_deref().unwrap_or_default());
-    proxy.captures = args.interception_mode == Interception::Redirect;
+    let proxy = args.proxy.proxy()?;
     let mut files = Files::read(&args.filenames)?;
     if let Some(path) = &args.mesh_config {
         files.read_mesh_config(path)?;
@@ -96,15 +72,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let failed = messages.iter().any(Message::is_error);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// Labels as `--labels` gives them.
-pub(crate) fn labels(pairs: &[String]) -> Result<Vec<(String, String)>> {
-    let pair = |label: &String| match label.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => bail!("--labels takes KEY=VALUE pairs, not {label:?}"),
-    };
-    pairs.iter().map(pair).collect()
 }
 
 /// Lower, resolve and encode; problems are added to the files' findings.

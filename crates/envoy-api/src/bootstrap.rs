@@ -6,13 +6,15 @@
 //! **Invariant:** knows no mesh; holds no resource but the way to the control plane; everything
 //! else comes over ADS.
 
+use std::iter;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use prost_types::Duration;
 use serde_json::{Map, Value};
 
 use crate::Any;
-use crate::config_source;
+use crate::config_source::{self, SDS_CLUSTER};
 use crate::envoy::config::bootstrap::v3::{
     Admin, Bootstrap as Message, LayeredRuntime, RuntimeLayer, bootstrap::DynamicResources,
     bootstrap::StaticResources, runtime_layer::AdminLayer, runtime_layer::LayerSpecifier,
@@ -20,7 +22,7 @@ use crate::envoy::config::bootstrap::v3::{
 use crate::envoy::config::cluster::v3::{Cluster, cluster};
 use crate::envoy::config::core::v3::{
     Address, ApiConfigSource, ApiVersion, BackoffStrategy, ConfigSource, GrpcService,
-    Http2ProtocolOptions, KeepaliveSettings, Locality, Node, RetryPolicy, SocketAddress,
+    Http2ProtocolOptions, KeepaliveSettings, Locality, Node, Pipe, RetryPolicy, SocketAddress,
     TransportSocket, address, api_config_source, grpc_service, socket_address,
 };
 use crate::envoy::config::endpoint::v3::{
@@ -76,6 +78,8 @@ pub struct Bootstrap {
     pub xds_port: u16,
     /// How to secure the connection to it; none: plain text.
     pub xds_transport_socket: Option<TransportSocket>,
+    /// Unix socket of the agent that serves certificates; none: there is no agent.
+    pub sds_socket: Option<PathBuf>,
     /// Delta or state of the world.
     pub protocol: Protocol,
     /// IP address and port of the admin pages; none: no admin pages.
@@ -98,7 +102,9 @@ impl Bootstrap {
                 ..Default::default()
             }),
             static_resources: Some(StaticResources {
-                clusters: vec![self.xds_cluster()],
+                clusters: iter::once(self.xds_cluster())
+                    .chain(self.sds_socket.as_deref().map(sds_cluster))
+                    .collect(),
                 ..Default::default()
             }),
             dynamic_resources: Some(DynamicResources {
@@ -158,34 +164,11 @@ impl Bootstrap {
             Ok(_) => cluster::DiscoveryType::Static,
             Err(_) => cluster::DiscoveryType::StrictDns,
         };
-        let endpoint = LbEndpoint {
-            host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(Endpoint {
-                address: Some(socket(&self.xds_host, self.xds_port)),
-                ..Default::default()
-            })),
-            ..Default::default()
-        };
-        let options = Any::pack(&http2_with_keepalive());
         Cluster {
-            name: XDS_CLUSTER.to_owned(),
-            connect_timeout: Some(CONNECT_TIMEOUT),
             cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(discovery.into())),
             dns_lookup_family: cluster::DnsLookupFamily::V4Preferred.into(),
-            load_assignment: Some(ClusterLoadAssignment {
-                cluster_name: XDS_CLUSTER.to_owned(),
-                endpoints: vec![LocalityLbEndpoints {
-                    lb_endpoints: vec![endpoint],
-                    ..Default::default()
-                }],
-                ..Default::default()
-            }),
-            typed_extension_protocol_options: [(
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
-                options,
-            )]
-            .into(),
             transport_socket: self.xds_transport_socket.clone(),
-            ..Default::default()
+            ..grpc_cluster(XDS_CLUSTER, socket(&self.xds_host, self.xds_port))
         }
     }
 
@@ -211,6 +194,39 @@ impl Bootstrap {
 /// initialization, and so not ready, instead of going live without listeners after 15 s.
 fn awaited() -> ConfigSource {
     ConfigSource { initial_fetch_timeout: Some(Duration::default()), ..config_source::ads() }
+}
+
+fn sds_cluster(path: &Path) -> Cluster {
+    let pipe = Pipe { path: path.to_string_lossy().into_owned(), ..Default::default() };
+    grpc_cluster(SDS_CLUSTER, Address { address: Some(address::Address::Pipe(pipe)) })
+}
+
+/// A cluster of one endpoint that speaks HTTP/2.
+fn grpc_cluster(name: &str, address: Address) -> Cluster {
+    let endpoint = Endpoint { address: Some(address), ..Default::default() };
+    let endpoint = LbEndpoint {
+        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)),
+        ..Default::default()
+    };
+    let options = Any::pack(&http2_with_keepalive());
+    Cluster {
+        name: name.to_owned(),
+        connect_timeout: Some(CONNECT_TIMEOUT),
+        load_assignment: Some(ClusterLoadAssignment {
+            cluster_name: name.to_owned(),
+            endpoints: vec![LocalityLbEndpoints {
+                lb_endpoints: vec![endpoint],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        typed_extension_protocol_options: [(
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
+            options,
+        )]
+        .into(),
+        ..Default::default()
+    }
 }
 
 fn http2_with_keepalive() -> HttpProtocolOptions {
@@ -292,6 +308,17 @@ mod tests {
         assert_eq!(json["static_resources"]["clusters"][0]["type"], "STRICT_DNS");
         let sotw = Bootstrap { protocol: Protocol::Sotw, ..bootstrap() }.to_json();
         assert_eq!(sotw["dynamic_resources"]["ads_config"]["api_type"], "GRPC");
+    }
+
+    #[test]
+    fn an_agent_is_reached_by_its_socket() {
+        let with = Bootstrap { sds_socket: Some("/run/sds.sock".into()), ..bootstrap() };
+        assert_eq!(check::violations(&with.to_message()), vec![]);
+        let json = with.to_json();
+        let cluster = &json["static_resources"]["clusters"][1];
+        assert_eq!(cluster["name"], SDS_CLUSTER);
+        let endpoint = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+        assert_eq!(endpoint["address"]["pipe"]["path"], "/run/sds.sock");
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod dump;
 pub mod json;
 pub mod mutual_tls;
 pub mod resource;
+pub mod secrets;
 
 mod generated {
     #![allow(

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use envoy_api::mutual_tls;
+use envoy_api::secrets;
 use identity::client::{self, Certified};
 use identity::folder::{read, replace};
 use identity::{PrivateKey, TrustBundle, pem, tls};
@@ -197,14 +197,14 @@ fn write(folder: &Path, key: &PrivateKey, certified: &Certified) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     let key = key.to_pem()?;
     let Certified { chain, roots } = certified;
-    let envoy = Zeroizing::new(mutual_tls::certificate_file(chain, &key).to_string());
-    let envoy_roots = mutual_tls::roots_file(roots).to_string();
+    let envoy = Zeroizing::new(secrets::file(&secrets::certificate(chain, &key)).to_string());
+    let envoy_roots = secrets::file(&secrets::roots(roots)).to_string();
     for (name, content, mode) in [
         (KEY, key.as_bytes(), 0o600),
         (CHAIN, chain.as_bytes(), 0o644),
         (ROOTS, roots.as_bytes(), 0o644),
-        (mutual_tls::ROOTS_FILE, envoy_roots.as_bytes(), 0o644),
-        (mutual_tls::CERTIFICATE_FILE, envoy.as_bytes(), 0o600),
+        (secrets::ROOTS_FILE, envoy_roots.as_bytes(), 0o644),
+        (secrets::CERTIFICATE_FILE, envoy.as_bytes(), 0o600),
     ] {
         replace(&folder.join(name), content, mode)?;
     }
