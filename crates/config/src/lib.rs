@@ -23,5 +23,8 @@ mod text;
 pub mod yaml;
 
 pub use istio::mesh_config::read_mesh_config;
+pub use istio::proxy_config::{
+    ProxyConfig, ReadProxyConfig, read_default_proxy_config, read_proxy_config,
+};
 pub use kind::{KINDS, Kind, KindScope, Known, known_kind, lower};
 pub use object::{Located, RawObject, Read, read};

@@ -15,6 +15,7 @@ use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
 use super::locality::{LOCALITY, Locality};
+use super::proxy_config;
 use super::retries::{RETRIES, Retries};
 use super::sidecar::{OUTBOUND_POLICY, OutboundTrafficPolicy};
 use super::{decode, nothing};
@@ -38,7 +39,8 @@ const SPEC: Type = Type::Object(&[
     not_yet("ca"),
     not_yet("caCertificates"),
     not_yet("configSources"),
-    not_yet("defaultConfig"),
+    // For whoever starts proxies; nothing of their configuration depends on it.
+    field("defaultConfig", Type::Object(proxy_config::FIELDS)),
     field("defaultDestinationRuleExportTo", EXPORT_TO),
     not_yet("defaultProviders"),
     field("defaultServiceExportTo", EXPORT_TO),

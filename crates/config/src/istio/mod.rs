@@ -9,6 +9,7 @@ pub(crate) mod gateway;
 mod later;
 mod locality;
 pub(crate) mod mesh_config;
+pub(crate) mod proxy_config;
 mod retries;
 pub(crate) mod service_entry;
 pub(crate) mod sidecar;
