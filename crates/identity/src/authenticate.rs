@@ -12,10 +12,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::rand;
 use tokio::time::Instant;
 
 use crate::join::Redeem;
+use crate::renewal;
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::stats::Stats;
 use crate::tls;
@@ -138,7 +138,7 @@ impl Verified {
         }
         // A year is for ever, and no overflow.
         let left = left.min(Duration::from_secs(365 * 24 * 3600));
-        let ends = Instant::now() + left - spread(left);
+        let ends = Instant::now() + left - renewal::share((left / 10).min(LONGEST_SPREAD));
         Ok(Self { id, method, expires, ends, node: None, redeem: None })
     }
 
@@ -159,15 +159,6 @@ impl Verified {
             false => Err(Refusal::Expired("certificate")),
         }
     }
-}
-
-/// A random share of the last tenth of a time.
-fn spread(left: Duration) -> Duration {
-    let mut bytes = [0; 2];
-    // Without chance all end at the same time, which is right, if not gentle.
-    let _ = rand::fill(&mut bytes);
-    (left / 10).min(LONGEST_SPREAD) * u32::from(u16::from_le_bytes(bytes))
-        / (u32::from(u16::MAX) + 1)
 }
 
 // === impl Peer ===

@@ -64,6 +64,13 @@ impl TrustBundle {
         Ok(())
     }
 
+    /// The roots of both.
+    #[must_use]
+    pub fn union(mut self, other: Self) -> Self {
+        self.roots.extend(other.roots);
+        self
+    }
+
     /// Every root, by fingerprint.
     pub fn roots(&self) -> impl Iterator<Item = &Root> {
         self.roots.values()

@@ -1,6 +1,6 @@
 //! A client of the certificate service.
 //!
-//! In: an address, a trust bundle, a credential, a key. Out: a certificate for that key.
+//! In: an address, a trust bundle, a credential. Out: a new key and a certificate for it.
 //!
 //! **Invariant:** the key never leaves the process; the server is believed by the bundle only.
 
@@ -19,10 +19,11 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::api::IstioCertificateRequest;
 use crate::api::istio_certificate_service_client::IstioCertificateServiceClient;
-use crate::bundle::time_of;
-use crate::key::PrivateKey;
+use crate::bundle::{TrustBundle, time_of};
+use crate::key::{KeyError, PrivateKey};
 use crate::pem;
 use crate::spiffe::SpiffeId;
+use crate::tls::{self, TlsError};
 
 /// Time for a connection and for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,6 +35,25 @@ pub struct Certified {
     pub chain: String,
     /// The roots to trust, PEM.
     pub roots: String,
+}
+
+/// What proves who asks.
+#[derive(Clone, Copy)]
+pub enum Credential<'a> {
+    /// A token, sent with the request.
+    Token(&'a str),
+    /// A certificate that holds still, presented by TLS.
+    Certificate(&'a Certificate),
+}
+
+/// A key and its certificate.
+pub struct Certificate {
+    /// The key, P-256 when it is new.
+    pub key: PrivateKey,
+    /// The certificate and the chain below the root, PEM.
+    pub chain: String,
+    /// The end of the certificate.
+    pub not_after: SystemTime,
 }
 
 /// Why there is no certificate.
@@ -59,6 +79,79 @@ pub enum ClientError {
     /// The service said something else.
     #[error("the certificate service answered without a certificate or without roots")]
     Answer,
+    /// The certificate names nobody.
+    #[error("{0}")]
+    Identity(String),
+    /// A key could not be made, or has another certificate.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The credential cannot be used for TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+// === impl ClientError ===
+
+impl ClientError {
+    /// Whether the service was there and did not accept the credential: another may do.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+}
+
+// === impl Certificate ===
+
+impl Certificate {
+    /// A key and a chain, PEM; none if the chain holds no certificate.
+    pub fn new(key: PrivateKey, chain: String) -> Option<Self> {
+        let not_after = end(chain.as_bytes())?;
+        Some(Self { key, chain, not_after })
+    }
+
+    /// Who it says that its holder is.
+    pub fn id(&self) -> Result<SpiffeId, ClientError> {
+        let first = pem::certificates(self.chain.as_bytes()).unwrap_or_default().into_iter().next();
+        let (id, _) =
+            tls::identity_of(&first.ok_or(ClientError::Answer)?).map_err(ClientError::Identity)?;
+        Ok(id)
+    }
+
+    /// How long it holds still; nothing if its time is over.
+    pub fn left(&self) -> Duration {
+        self.not_after.duration_since(SystemTime::now()).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificate").field("not_after", &self.not_after).finish_non_exhaustive()
+    }
+}
+
+/// Make a key, and get a certificate for it from the service at `address`, which is known by
+/// `bundle`. `lifetime`: none = as the service likes. Out: the certificate, and the roots that the
+/// service says to trust.
+pub async fn obtain(
+    address: &str,
+    bundle: &TrustBundle,
+    credential: Credential<'_>,
+    lifetime: Option<Duration>,
+) -> Result<(Certificate, TrustBundle), ClientError> {
+    let (token, present) = match credential {
+        Credential::Token(token) => (Some(token), None),
+        Credential::Certificate(present) => {
+            let chain = pem::certificates(present.chain.as_bytes()).unwrap_or_default();
+            (None, Some((chain, &present.key)))
+        }
+    };
+    let tls = tls::client_config(bundle, present)?;
+    let key = PrivateKey::generate()?;
+    let csr = csr(&key, None)?;
+    let channel = connect(address, tls).await?;
+    let Certified { chain, roots } = request(&channel, token, csr, lifetime).await?;
+    let certificate = Certificate::new(key, chain).ok_or(ClientError::Answer)?;
+    let roots = TrustBundle::from_pem(roots.as_bytes()).map_err(|_| ClientError::Answer)?;
+    Ok((certificate, roots))
 }
 
 /// Connect to the control plane at `address`, such as `heddle.heddle-system.svc:15012`.
@@ -106,7 +199,7 @@ pub fn csr(key: &PrivateKey, id: Option<&SpiffeId>) -> Result<String, ClientErro
 }
 
 /// When the first certificate of a PEM text ends; none if there is none.
-pub fn end(chain: &[u8]) -> Option<SystemTime> {
+fn end(chain: &[u8]) -> Option<SystemTime> {
     let certificate = pem::certificates(chain)?.into_iter().next()?;
     let (_, parsed) = X509Certificate::from_der(&certificate).ok()?;
     Some(time_of(&parsed.validity().not_after))

@@ -25,6 +25,7 @@ pub mod jwt;
 pub mod key;
 pub mod pem;
 pub mod queue;
+pub mod renewal;
 pub mod serve;
 pub mod server;
 pub mod source;

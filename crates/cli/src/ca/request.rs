@@ -12,13 +12,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use envoy_api::secrets;
-use identity::client::{self, Certified};
+use identity::client::{self, Certificate, ClientError, Credential};
 use identity::folder::{read, replace};
-use identity::{PrivateKey, TrustBundle, pem, tls};
+use identity::renewal::{self, Backoff};
+use identity::{PrivateKey, TrustBundle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -27,8 +28,8 @@ use crate::{output, report};
 
 /// Pauses between attempts: from, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// Shortest time between two certificates.
-const LEAST: Duration = Duration::from_secs(5);
+/// How often the roots are looked at.
+const LOOK: Duration = Duration::from_secs(5);
 
 const CHAIN: &str = "cert-chain.pem";
 const KEY: &str = "key.pem";
@@ -111,10 +112,10 @@ async fn all(args: &Args) -> Result<()> {
     // Those that the certificate which is there came with.
     let mut known = bundle(&args.directory.join(ROOTS)).ok();
     loop {
-        if let Ok(left) = left(&args.directory) {
-            let due = Instant::now() + (left / 2).max(LEAST);
+        if let Ok(present) = present(&args.directory) {
+            let due = Instant::now() + renewal::due(present.left());
             while Instant::now() < due && !args.others(known.as_ref()) {
-                tokio::time::sleep(LEAST.min(due - Instant::now())).await;
+                tokio::time::sleep(LOOK.min(due - Instant::now())).await;
             }
         }
         persist(args, None).await?;
@@ -124,15 +125,16 @@ async fn all(args: &Args) -> Result<()> {
 
 /// Try until there is a certificate; with an end, until then.
 async fn persist(args: &Args, end: Option<Instant>) -> Result<()> {
-    let (mut pause, longest) = PAUSE;
+    let (first, longest) = PAUSE;
+    let mut backoff = Backoff::new(first, longest);
     loop {
         let Err(error) = once(args).await else { return Ok(()) };
+        let pause = backoff.pause();
         if end.is_some_and(|end| Instant::now() + pause >= end) {
             return Err(error);
         }
-        report::note(&format!("{error:#}; trying again in {pause:?}"));
+        report::note(&format!("{error:#}; trying again in {} ms", pause.as_millis()));
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(longest);
     }
 }
 
@@ -141,35 +143,31 @@ async fn once(args: &Args) -> Result<()> {
     let folder = &args.directory;
     let bundle = args.bundle()?;
     let token = args.token_file.as_deref().map(read_token).transpose()?;
-    let present = match &token {
-        Some(_) => None,
-        None => Some(present(folder)?),
+    let kept;
+    let credential = match &token {
+        Some(token) => Credential::Token(token),
+        None => {
+            kept = present(folder)?;
+            Credential::Certificate(&kept)
+        }
     };
-    let certificate = present.as_ref().map(|(chain, key)| (chain.clone(), key));
-    let config = tls::client_config(&bundle, certificate)?;
-    let key = PrivateKey::generate()?;
-    let csr = client::csr(&key, None)?;
     let lifetime = args.hours.map(|hours| Duration::from_secs(hours.saturating_mul(3600)));
-    let channel = client::connect(&args.address, config).await;
-    let channel = channel.with_context(|| {
-        format!("is the controller there, and are {} its roots?", args.roots_file().display())
+    let obtained = client::obtain(&args.address, &bundle, credential, lifetime).await;
+    let (certificate, roots) = obtained.map_err(|error| match error {
+        ClientError::Connect { .. } => {
+            let file = args.roots_file();
+            let asked = format!("is the controller there, and are {} its roots?", file.display());
+            anyhow::Error::new(error).context(asked)
+        }
+        error => error.into(),
     })?;
-    let token = token.as_ref().map(|token| token.as_str());
-    let certified = client::request(&channel, token, csr, lifetime).await?;
-    write(folder, &key, &certified)?;
+    write(folder, &certificate, &roots)?;
     output::print(&format!("a certificate is in {}", folder.display()))
 }
 
 fn bundle(file: &Path) -> Result<TrustBundle> {
     let text = read(file).context("the controller's roots; name them with --roots")?;
     TrustBundle::from_pem(&text).map_err(|why| anyhow::anyhow!("{}: {why}", file.display()))
-}
-
-/// What is left of the time of the certificate in the folder.
-fn left(folder: &Path) -> Result<Duration> {
-    let chain = read(&folder.join(CHAIN))?;
-    let end = client::end(&chain).context("no certificate is there")?;
-    Ok(end.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 fn read_token(file: &Path) -> Result<Zeroizing<String>> {
@@ -181,24 +179,20 @@ fn read_token(file: &Path) -> Result<Zeroizing<String>> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-type Present = (Vec<pem::CertificateDer<'static>>, PrivateKey);
-
 /// The certificate of the folder, which proves who asks.
-fn present(folder: &Path) -> Result<Present> {
+fn present(folder: &Path) -> Result<Certificate> {
     const ELSE: &str = "without --token-file the certificate in the folder is renewed";
     let chain = read(&folder.join(CHAIN)).context(ELSE)?;
-    let chain = pem::certificates(&chain).filter(|chain| !chain.is_empty());
-    let chain = chain.with_context(|| format!("{CHAIN} holds no certificate; {ELSE}"))?;
     let key = PrivateKey::from_pem(&read(&folder.join(KEY)).context(ELSE)?).context(KEY)?;
-    Ok((chain, key))
+    let chain = String::from_utf8_lossy(&chain).into_owned();
+    Certificate::new(key, chain).with_context(|| format!("{CHAIN} holds no certificate; {ELSE}"))
 }
 
-fn write(folder: &Path, key: &PrivateKey, certified: &Certified) -> Result<()> {
+fn write(folder: &Path, certificate: &Certificate, roots: &TrustBundle) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-    let key = key.to_pem()?;
-    let Certified { chain, roots } = certified;
+    let (key, chain, roots) = (certificate.key.to_pem()?, &certificate.chain, roots.to_pem());
     let envoy = Zeroizing::new(secrets::file(&secrets::certificate(chain, &key)).to_string());
-    let envoy_roots = secrets::file(&secrets::roots(roots)).to_string();
+    let envoy_roots = secrets::file(&secrets::roots(&roots)).to_string();
     for (name, content, mode) in [
         (KEY, key.as_bytes(), 0o600),
         (CHAIN, chain.as_bytes(), 0o644),

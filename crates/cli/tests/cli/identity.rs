@@ -87,7 +87,7 @@ fn given_nothing_to_ask_with_then_ca_request_says_what_is_missing() {
         .says(1, &["connecting to 127.0.0.1:1", "refused"]);
     let began = std::time::Instant::now();
     run(&["--roots", "root/root-cert.pem", "--token-file", "token", "--wait", "2"])
-        .says(1, &["note", "trying again in 500ms", "trying again in 1s"]);
+        .says(1, &["note", "refused", "trying again in"]);
     assert!(began.elapsed().as_secs() <= 2, "{:?}", began.elapsed());
 }
 
