@@ -17,6 +17,10 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
+/// The files whose services get a client and a server.
+const SERVICES: [&str; 2] =
+    ["envoy/service/discovery/v3/ads.proto", "envoy/service/secret/v3/sds.proto"];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let here = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
@@ -36,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Decoding into prost's types drops custom options: the embedded descriptors stay small.
     let mut descriptors = compiler.file_descriptor_set();
     for file in &mut descriptors.file {
-        if file.name() != "envoy/service/discovery/v3/ads.proto" {
+        if !SERVICES.contains(&file.name()) {
             file.service.clear();
         }
     }

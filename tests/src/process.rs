@@ -72,12 +72,15 @@ impl Leashed {
         self.leash.id()
     }
 
+    /// Id of the child itself.
+    pub fn child(&self) -> Result<u32> {
+        let child = children(self.leash.id())?.into_iter().next();
+        child.with_context(|| format!("{} is gone", self.name))
+    }
+
     /// Resident memory of the child. Unit: bytes.
     pub fn resident(&self) -> Result<u64> {
-        let leash = self.leash.id();
-        let children = std::fs::read_to_string(format!("/proc/{leash}/task/{leash}/children"))?;
-        let child = children.split_whitespace().next();
-        let child = child.with_context(|| format!("{} is gone", self.name))?;
+        let child = self.child()?;
         let status = std::fs::read_to_string(format!("/proc/{child}/status"))?;
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
         let kibibytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
@@ -105,6 +108,12 @@ impl Drop for Leashed {
         // Nothing is left to do about an error here.
         let _ = self.end();
     }
+}
+
+/// Ids of the processes that one has started and that still run.
+pub fn children(process: u32) -> Result<Vec<u32>> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"))?;
+    text.split_whitespace().map(|id| Ok(id.parse()?)).collect()
 }
 
 /// A binary of this workspace that stands beside the running one.

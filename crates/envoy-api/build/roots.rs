@@ -13,6 +13,7 @@ pub(crate) const ROOTS: &[&str] = &[
     // Delivery and introspection.
     "envoy/service/discovery/v3/ads.proto",
     "envoy/service/discovery/v3/discovery.proto",
+    "envoy/service/secret/v3/sds.proto",
     "envoy/service/status/v3/csds.proto",
     "envoy/admin/v3/config_dump.proto",
     "envoy/admin/v3/clusters.proto",
