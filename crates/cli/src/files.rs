@@ -51,23 +51,9 @@ pub(crate) fn source() -> Arc<str> {
 impl Files {
     /// Read every file that the paths name; folders are walked.
     pub(crate) fn read(paths: &[PathBuf]) -> Result<Self> {
-        let mut all = Vec::new();
         let mut files = Self::default();
-        for path in paths {
-            match path.to_str() {
-                Some("-") if files.texts.is_empty() => files.add_stdin()?,
-                // There is no more to read the second time.
-                Some("-") => {}
-                _ => collect(path, 0, &mut all)?,
-            }
-        }
-        all.sort();
-        // One file may be named in two ways.
-        let mut seen = BTreeSet::new();
-        for path in all {
-            if seen.insert(std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone())) {
-                files.add(path)?;
-            }
+        for (path, bytes) in contents(paths)? {
+            files.add_bytes(path, &bytes);
         }
         Ok(files)
     }
@@ -82,19 +68,6 @@ impl Files {
                 self.unreadable.push(Unreadable { file, at: error.at, message: error.message });
             }
         }
-        Ok(())
-    }
-
-    fn add(&mut self, path: PathBuf) -> Result<()> {
-        let bytes = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        self.add_bytes(path, &bytes);
-        Ok(())
-    }
-
-    fn add_stdin(&mut self) -> Result<()> {
-        let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).context("reading standard input")?;
-        self.add_bytes(PathBuf::from("<stdin>"), &bytes);
         Ok(())
     }
 
@@ -167,6 +140,35 @@ impl Files {
     pub(crate) fn place(&self, object: &ObjectRef, field: &str) -> Option<(usize, Mark)> {
         self.objects.get(object).map(|(file, raw)| (*file, raw.locate(field)))
     }
+}
+
+/// What is in every file that the paths name, standard input first; folders are walked.
+pub(crate) fn contents(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let (mut all, mut out) = (Vec::new(), Vec::new());
+    for path in paths {
+        match path.to_str() {
+            Some("-") if out.is_empty() => {
+                let mut bytes = Vec::new();
+                let mut stdin = std::io::stdin().lock();
+                stdin.read_to_end(&mut bytes).context("reading standard input")?;
+                out.push((PathBuf::from("<stdin>"), bytes));
+            }
+            // There is no more to read the second time.
+            Some("-") => {}
+            _ => collect(path, 0, &mut all)?,
+        }
+    }
+    all.sort();
+    // One file may be named in two ways.
+    let mut seen = BTreeSet::new();
+    for path in all {
+        if seen.insert(std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone())) {
+            let bytes = std::fs::read(&path);
+            let bytes = bytes.with_context(|| format!("reading {}", path.display()))?;
+            out.push((path, bytes));
+        }
+    }
+    Ok(out)
 }
 
 /// Add a file, or every YAML and JSON file below a folder. Hidden names are passed over.

@@ -10,6 +10,7 @@ mod cluster;
 mod completion;
 mod controllers;
 mod files;
+mod inject;
 mod install;
 mod output;
 mod proxy;
@@ -45,6 +46,8 @@ enum Command {
     Config(proxy_config::Args),
     /// Print the manifests that install Heddle into a cluster: heddle install | kubectl apply -f -
     Install(install::Args),
+    /// Give pods their sidecar, in files, as the webhook does in a cluster
+    Inject(inject::Args),
     /// Print an Envoy bootstrap that connects to Heddle
     Bootstrap(bootstrap::Args),
     /// Wait until a URL answers: for probes and scripts
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Config(args) => proxy_config::run(&args),
         Command::Install(args) => install::run(&args),
+        Command::Inject(args) => inject::run(&args),
         Command::Bootstrap(args) => bootstrap::run(&args),
         Command::Wait(args) => wait::run(&args),
         Command::Ca(command) => ca::run(&command),

@@ -27,4 +27,4 @@ pub use istio::proxy_config::{
     ProxyConfig, ReadProxyConfig, read_default_proxy_config, read_proxy_config,
 };
 pub use kind::{KINDS, Kind, KindScope, Known, known_kind, lower};
-pub use object::{Located, RawObject, Read, read};
+pub use object::{Located, RawObject, Read, documents, read};

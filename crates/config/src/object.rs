@@ -69,7 +69,7 @@ pub fn read(source: &Arc<str>, text: &str) -> Read {
 }
 
 /// Split a text at `---` lines: each document with the number of lines before it.
-fn documents(text: &str) -> Vec<(u32, &str)> {
+pub fn documents(text: &str) -> Vec<(u32, &str)> {
     let mut out = Vec::new();
     let (mut start, mut start_line, mut position) = (0, 0, 0);
     for (line, content) in (0_u32..).zip(text.split_inclusive('\n')) {

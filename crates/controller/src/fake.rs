@@ -167,6 +167,10 @@ impl Fake {
         let parts: Vec<&str> = path.split('/').collect();
         let written = || serde_json::from_slice::<Value>(body).expect("JSON");
         match parts.as_slice() {
+            ["version"] => success(&json!({
+                "major": "1", "minor": "34+", "gitVersion": "v1.34.0", "gitCommit": "",
+                "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": "",
+            })),
             ["openid", "v1", "jwks"] => {
                 state.keys_read += 1;
                 match &state.keys {

@@ -11,6 +11,7 @@ mod event;
 #[cfg(test)]
 mod fake;
 mod identity;
+mod injection;
 mod leader;
 mod logging;
 mod metrics;
@@ -34,6 +35,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::identity::Identity;
+use crate::injection::Injection;
+use crate::metrics::InjectionMetrics;
 use crate::pipeline::Pipeline;
 use crate::serve::{Listeners, identifier};
 use crate::settings::{Args, Settings, Source};
@@ -106,9 +109,16 @@ async fn run(settings: Settings) -> Result<()> {
     };
     let pipeline = Pipeline::new(Arc::clone(&shared), settings.verify_engine);
     tasks.spawn(pipeline.run(events, stopped.clone()));
+    let injection = match settings.injection.zip(client.clone()) {
+        Some((settings, client)) => {
+            let metrics = InjectionMetrics::new().context("setting up metrics")?;
+            Some(Injection::new(settings, client, metrics))
+        }
+        None => None,
+    };
     let identity = settings.identity.map(|identity| Identity::new(identity, client));
     let identity = identity.transpose()?;
-    listeners.spawn(&mut tasks, inbox, &shared, identity, level, &stopped)?;
+    listeners.spawn(&mut tasks, inbox, &shared, identity, injection, level, &stopped)?;
 
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let ended_early = tokio::select! {

@@ -3,6 +3,7 @@
 //! **Invariant:** values are read when they are asked for; nothing is counted twice.
 
 mod identity;
+mod injection;
 
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use prometheus::{Opts, Registry, TextEncoder};
 use xds::{ResourceType, Stats, Streams};
 
 use self::identity::IdentityMetrics;
+pub(crate) use self::injection::InjectionMetrics;
 use crate::sources::SourceState;
 use crate::world::Shared;
 
@@ -71,8 +73,9 @@ pub(crate) fn register(
     shared: Arc<Shared>,
     stats: Arc<Stats>,
     streams: Arc<Streams>,
+    injection: Option<&InjectionMetrics>,
 ) -> Result<Arc<Metrics>> {
-    Metrics::new(shared, stats, streams).map(Arc::new).context("setting up metrics")
+    Metrics::new(shared, stats, streams, injection).map(Arc::new).context("setting up metrics")
 }
 
 // === impl Metrics ===
@@ -82,6 +85,7 @@ impl Metrics {
         shared: Arc<Shared>,
         stats: Arc<Stats>,
         streams: Arc<Streams>,
+        injection: Option<&InjectionMetrics>,
     ) -> prometheus::Result<Self> {
         let gauge = |name: &str, help: &str| IntGauge::new(name, help);
         let counter = |name: &str, help: &str| IntCounter::new(name, help);
@@ -165,6 +169,9 @@ impl Metrics {
         }
         if let Some(identity) = &metrics.identity {
             identity.register(registry)?;
+        }
+        if let Some(injection) = injection {
+            injection.register(registry)?;
         }
         Ok(metrics)
     }

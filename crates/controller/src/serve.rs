@@ -27,6 +27,7 @@ use crate::claims::Policy;
 use crate::connector::StreamConnector;
 use crate::event::Event;
 use crate::identity::Identity;
+use crate::injection::Injection;
 use crate::logging::Level;
 use crate::metrics;
 use crate::settings::Settings;
@@ -45,6 +46,7 @@ pub(crate) struct Listeners {
     xds: TcpListener,
     secure: Option<TcpListener>,
     remote: Option<TcpListener>,
+    webhook: Option<TcpListener>,
     http: TcpListener,
     admin: TcpListener,
     pub(crate) xds_address: SocketAddr,
@@ -63,6 +65,8 @@ impl Listeners {
         let secure = secure.transpose()?;
         let remote = settings.identity.as_ref().and_then(|i| i.remote_admin);
         let remote = remote.map(|a| bind(a, "--remote-admin-address")).transpose()?;
+        let webhook = settings.identity.as_ref().and_then(|i| i.webhook);
+        let webhook = webhook.map(|a| bind(a, "--webhook-address")).transpose()?;
         let http = bind(settings.http_address, "--http-address")?;
         let admin = bind(settings.admin_address, "--admin-address")?;
         Ok(Self {
@@ -73,18 +77,21 @@ impl Listeners {
             xds,
             secure,
             remote,
+            webhook,
             http,
             admin,
         })
     }
 
     /// Serve them.
+    #[allow(clippy::too_many_arguments, reason = "called once, by main")]
     pub(crate) fn spawn(
         self,
         tasks: &mut JoinSet<Result<()>>,
         inbox: mpsc::Sender<Event>,
         shared: &Arc<Shared>,
         identity: Option<Identity>,
+        injection: Option<Injection>,
         level: Level,
         stopped: &watch::Receiver<bool>,
     ) -> Result<()> {
@@ -96,16 +103,20 @@ impl Listeners {
             |policy| Arc::new(StreamConnector::new(inbox.clone(), Arc::clone(shared), policy));
         let server = XdsServer::new(connector(Policy::Open), options.clone());
         tasks.spawn(serve_xds(self.xds, server, stopped.clone()));
+        let counted = injection.as_ref().map(Injection::metrics);
         let admin = Admin { shared: Arc::clone(shared), streams: Arc::clone(&streams), level };
         if let Some((listener, identity)) = self.secure.zip(identity) {
             let policy = Policy::Proven(Arc::clone(&identity.gateways));
             let server = XdsServer::new(connector(policy), options);
             let gate = identity.gate().map(|gate| admin::remote(admin.clone(), gate));
-            let secure = Secure { listener, server, identity, remote: self.remote.zip(gate) };
+            let remote = self.remote.zip(gate);
+            let webhook = self.webhook.zip(injection);
+            let secure = Secure { listener, server, identity, remote, webhook };
             tasks.spawn(secure.serve(Arc::clone(shared), stopped.clone()));
         }
         tasks.spawn(forward(stream_events, inbox, stopped.clone()));
-        let registered = metrics::register(Arc::clone(shared), stats, Arc::clone(&streams))?;
+        let registered =
+            metrics::register(Arc::clone(shared), stats, Arc::clone(&streams), counted.as_ref())?;
         let public = admin::public(Arc::clone(shared), registered);
         tasks.spawn(serve_http(self.http, public, stopped.clone()));
         let private = admin::private(admin);
@@ -121,12 +132,14 @@ struct Secure {
     identity: Identity,
     /// Admin pages for authorised callers.
     remote: Option<(TcpListener, axum::Router)>,
+    /// Injection of pods.
+    webhook: Option<(TcpListener, Injection)>,
 }
 
 impl Secure {
     /// Serve them once there is an authority.
     async fn serve(self, shared: Arc<Shared>, stopped: watch::Receiver<bool>) -> Result<()> {
-        let Self { listener, server, identity, remote } = self;
+        let Self { listener, server, identity, remote, webhook } = self;
         let mut tasks = JoinSet::new();
         let for_streams = Arc::clone(&identity.for_streams);
         let for_certificates = Arc::clone(&identity.for_certificates);
@@ -145,10 +158,17 @@ impl Secure {
             stats: Arc::clone(ca.stats()),
             stopped,
         };
-        if let Some((listener, pages)) = remote {
+        let serve_pages = |listener, pages: axum::Router| {
             let whole = |response: Response| response.map(Body::new);
             let pages = ServiceExt::<http::Request<Body>>::map_response(pages, whole);
-            tasks.spawn(::identity::serve(listener, pages, connections.clone()));
+            ::identity::serve(listener, pages, connections.clone())
+        };
+        if let Some((listener, pages)) = remote {
+            tasks.spawn(serve_pages(listener, pages));
+        }
+        if let Some((listener, injection)) = webhook {
+            tasks.spawn(serve_pages(listener, injection.routes()));
+            injection.start(Arc::clone(&ca), &shared, &mut tasks, &connections.stopped);
         }
         tasks.spawn(::identity::serve(listener, routes.prepare(), connections));
         while let Some(ended) = tasks.join_next().await {

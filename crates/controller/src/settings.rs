@@ -13,6 +13,7 @@ use clap::Parser;
 
 use self::identity::IdentityArgs;
 pub(crate) use self::identity::{IdentitySettings, Kept};
+use crate::injection::InjectionSettings;
 use crate::logging::Format;
 
 /// Watches routing rules and serves them to Envoy over xDS.
@@ -79,6 +80,8 @@ pub(crate) struct Settings {
     pub(crate) log_format: Format,
     /// None: no authority and no secure port.
     pub(crate) identity: Option<IdentitySettings>,
+    /// None: the API server is not told how pods get a sidecar.
+    pub(crate) injection: Option<InjectionSettings>,
 }
 
 /// Where objects come from.
@@ -130,6 +133,15 @@ impl Settings {
         {
             bail!("--identity-cluster needs --source kubernetes");
         }
+        let injection = match (&source, &identity) {
+            (Source::Kubernetes { mesh_config_map }, Some(identity)) => {
+                identity.webhook.map(|_| InjectionSettings {
+                    config_map: mesh_config_map.clone(),
+                    configuration: identity.webhook_configuration.clone(),
+                })
+            }
+            _ => None,
+        };
         Ok(Self {
             source,
             xds_address,
@@ -139,6 +151,7 @@ impl Settings {
             log_level,
             log_format,
             identity,
+            injection,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Connections: TLS, HTTP/2, and their end.
+//! Connections: TLS, HTTP/2 or HTTP/1.1, and their end.
 //!
 //! In: a bound port, TLS settings that may change, a gRPC service. Out: each request with the
 //! `Peer` of its connection.
@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
@@ -40,6 +40,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const HANDSHAKES: usize = 1024;
 /// Time until the first call of somebody who is believed: an open connection costs memory.
 const FIRST_CALL: Duration = Duration::from_secs(20);
+/// Time for the next request of an HTTP/1.1 connection, head and all.
+const NEXT_REQUEST: Duration = Duration::from_secs(120);
 /// Time that open streams have to end after GOAWAY.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -133,7 +135,7 @@ where
     tracing::debug!(?address, "connection refused: {why}");
 }
 
-/// HTTP/2 until either side, or the peer's certificate, ends.
+/// HTTP until either side, or the peer's certificate, ends.
 async fn speak<S>(stream: TlsStream<TcpStream>, service: S, mut connections: Connections)
 where
     S: tower::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
@@ -161,8 +163,11 @@ where
             note.fetch_or(!refused, Ordering::Relaxed);
             response
         });
-    let mut http = http2::Builder::new(TokioExecutor::new());
-    http.timer(TokioTimer::new())
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    // An API server calls webhooks by HTTP/1.1. It keeps connections for 90 s and closes them first.
+    http.http1().timer(TokioTimer::new()).header_read_timeout(NEXT_REQUEST);
+    http.http2()
+        .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10))
         // An agent has a few; a storm of certificate requests shares one connection too.

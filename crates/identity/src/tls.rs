@@ -77,7 +77,7 @@ impl ServerTls {
             .map_err(|e| failed(&e))?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(certified(chain, &key)?);
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Self { config: Arc::new(config), not_after: issued.not_after })

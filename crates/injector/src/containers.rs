@@ -190,9 +190,7 @@ fn environment(
     let mode = if wishes.captures() { "REDIRECT" } else { "NONE" };
     text("INTERCEPTION_MODE", mode.to_owned());
     let threads = proxy.concurrency.unwrap_or_else(|| threads(&resources["limits"]["cpu"]));
-    if threads > 0 {
-        text("CONCURRENCY", threads.to_string());
-    }
+    text("CONCURRENCY", threads.to_string());
     if let Some(seconds) = proxy.drain_seconds() {
         text("TERMINATION_DRAIN_DURATION", format!("{seconds}s"));
     }

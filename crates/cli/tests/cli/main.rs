@@ -8,6 +8,7 @@ mod bad_input;
 mod commands;
 mod config;
 mod identity;
+mod inject;
 mod render;
 mod validate;
 

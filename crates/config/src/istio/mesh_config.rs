@@ -22,7 +22,7 @@ use super::{decode, nothing};
 use crate::export_to::{EXPORT_TO, visibility};
 use crate::kind::Kind;
 use crate::object::RawObject;
-use crate::schema::{Type, field, not_yet, parse_time};
+use crate::schema::{Type, check, field, not_yet, parse_time};
 use crate::text;
 use crate::yaml::{self, Entry, Mark, Node, SyntaxError, Value};
 
@@ -39,8 +39,9 @@ const SPEC: Type = Type::Object(&[
     not_yet("ca"),
     not_yet("caCertificates"),
     not_yet("configSources"),
-    // For whoever starts proxies; nothing of their configuration depends on it.
-    field("defaultConfig", Type::Object(proxy_config::FIELDS)),
+    // For whoever starts proxies; nothing of their configuration depends on it. Its fields are
+    // checked below.
+    field("defaultConfig", Type::Object(&[])).inert(),
     field("defaultDestinationRuleExportTo", EXPORT_TO),
     not_yet("defaultProviders"),
     field("defaultServiceExportTo", EXPORT_TO),
@@ -141,6 +142,10 @@ impl Kind for MeshConfig {
             let field = "metadata.name";
             problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
             return (nothing(raw), problems);
+        }
+        if let Some(proxy) = raw.body.get("spec").and_then(|spec| spec.get("defaultConfig")) {
+            let fields = Type::Object(proxy_config::FIELDS);
+            check(&raw.owner, "spec.defaultConfig", &mut proxy.clone(), &fields, &mut problems);
         }
         let written = written(&raw);
         let Some(spec) = decode::<Spec>(&mut raw, &SPEC, &mut problems) else {

@@ -94,6 +94,17 @@ pub(crate) struct IdentityArgs {
     /// token whom the API server lets get the page (nonResourceURLs)
     #[arg(long, env = "HEDDLE_REMOTE_ADMIN_ADDRESS", value_name = "IP:PORT")]
     remote_admin_address: Option<SocketAddr>,
+    /// With --identity-cluster: where the API server asks whether and how pods get a sidecar
+    #[arg(long, env = "HEDDLE_WEBHOOK_ADDRESS", value_name = "IP:PORT")]
+    webhook_address: Option<SocketAddr>,
+    /// With --webhook-address: the MutatingWebhookConfiguration by which it does
+    #[arg(
+        long,
+        env = "HEDDLE_WEBHOOK_CONFIGURATION",
+        default_value = "heddle",
+        value_name = "NAME"
+    )]
+    webhook_configuration: String,
     /// With --identity-cluster: identities of node agents, which get certificates for the pods of
     /// their node
     #[arg(
@@ -118,6 +129,10 @@ pub(crate) struct IdentitySettings {
     pub(crate) address: SocketAddr,
     /// Where admin pages are served to callers from elsewhere.
     pub(crate) remote_admin: Option<SocketAddr>,
+    /// Where the API server asks about pods.
+    pub(crate) webhook: Option<SocketAddr>,
+    /// The MutatingWebhookConfiguration by which it does.
+    pub(crate) webhook_configuration: String,
     /// Lifetime of certificates.
     pub(crate) lifetime: Duration,
     /// The longest.
@@ -165,6 +180,8 @@ impl IdentityArgs {
             jwt_keys,
             gateway_identity,
             remote_admin_address,
+            webhook_address,
+            webhook_configuration,
             node_agent,
         } = self;
         let trust_domain: TrustDomain = trust_domain.parse().context("--trust-domain")?;
@@ -180,6 +197,7 @@ impl IdentityArgs {
         let of_clusters = [
             ("--node-agent", !node_agent.is_empty()),
             ("--remote-admin-address", remote_admin_address.is_some()),
+            ("--webhook-address", webhook_address.is_some()),
         ];
         let kept = match (identity_directory, identity_cluster) {
             (Some(folder), _) => {
@@ -215,6 +233,8 @@ impl IdentityArgs {
             names,
             address: secure_address,
             remote_admin: remote_admin_address,
+            webhook: webhook_address,
+            webhook_configuration,
             lifetime: certificate_lifetime,
             longest: longest_certificate_lifetime,
             gateways: identities("--gateway-identity", &gateway_identity)?,
