@@ -45,6 +45,7 @@ struct Asker {
     delta: bool,
     interception_mode: String,
     locality: String,
+    agent: bool,
 }
 
 /// What a case comes to.
@@ -117,17 +118,19 @@ impl Default for Asker {
             delta: true,
             interception_mode: "REDIRECT".to_owned(),
             locality: String::new(),
+            agent: false,
         }
     }
 }
 
 impl Asker {
     fn proxy(self) -> Result<Proxy> {
-        let Self { node, labels, envoy, delta, interception_mode, locality } = self;
+        let Self { node, labels, envoy, delta, interception_mode, locality, agent } = self;
         let (major, minor) = envoy.split_once('.').context("`envoy` is like \"1.40\"")?;
         let version = EnvoyVersion { major: major.parse()?, minor: minor.parse()? };
         let mut proxy = Proxy::parse(&node, None, Capabilities::of(Some(version), delta))?;
         proxy.locality = model::rows::Locality::parse(&locality);
+        proxy.capabilities.mutual_tls = agent;
         proxy.captures = interception_mode != "NONE";
         proxy.labels = labels.into_iter().map(|(k, v)| (Arc::from(k), Arc::from(v))).collect();
         Ok(proxy)
@@ -205,7 +208,7 @@ impl Case {
         let in_full = resources.iter().filter(|s| {
             is_shown(area, s.encoded.resource_type())
                 && (area == "gateway" || !s.is_fallback)
-                && (area == "inbound" || !s.is_for_inbound)
+                && (["inbound", "mtls"].contains(&area) || !s.is_for_inbound)
         });
         let then = Then {
             names,
@@ -239,6 +242,7 @@ fn is_shown(area: &str, resource_type: ResourceType) -> bool {
         "gateway" => matches!(resource_type, Listener | RouteConfiguration | VirtualHost),
         "sidecar" | "service-entry" => matches!(resource_type, Cluster | Listener | VirtualHost),
         "inbound" => matches!(resource_type, Cluster | Listener),
+        "mtls" => matches!(resource_type, Cluster | Endpoints | Listener),
         "connections" => resource_type == Listener,
         "policy" => resource_type == Cluster,
         "endpoints" => matches!(resource_type, Cluster | Endpoints),

@@ -5,10 +5,12 @@
 //! **Invariant:** Envoy gets the very messages of the case; only how it comes by them differs.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use envoy_api::ResourceType;
 use envoy_api::bootstrap::Bootstrap;
+use identity::{Authority, CertifiedRequest, PrivateKey, client};
 use serde_json::{Map, Value, json};
 
 use crate::golden::Outcome;
@@ -62,6 +64,7 @@ pub fn static_file(
         xds_port: 1,
         metadata: Map::new(),
         admin_address: admin,
+        sds_socket: Some("/nowhere/sds.sock".into()),
         ..Default::default()
     };
     let mut file = bootstrap.to_json();
@@ -69,6 +72,7 @@ pub fn static_file(
     known.context("the cluster of the controller")?.extend(clusters);
     file["static_resources"]["listeners"] = listeners.collect();
     file.as_object_mut().context("a message")?.remove("dynamic_resources");
+    inline_certificates(&mut file, &certificates()?);
     Ok(file)
 }
 
@@ -84,6 +88,41 @@ fn inline_routes(value: &mut Value, routes: &BTreeMap<String, Value>) {
             fields.values_mut().for_each(|v| inline_routes(v, routes));
         }
         Value::Array(items) => items.iter_mut().for_each(|v| inline_routes(v, routes)),
+        _ => {}
+    }
+}
+
+/// By field: a certificate, its key, roots.
+fn certificates() -> Result<BTreeMap<&'static str, Value>> {
+    let now = SystemTime::now();
+    let files = Authority::self_signed(&"cluster.local".parse()?, now)?;
+    let authority = Authority::from_files(&files, now)?;
+    let (id, key) = ("spiffe://cluster.local/ns/a/sa/b".parse()?, PrivateKey::generate()?);
+    let csr = client::csr(&key, None)?;
+    let request = CertifiedRequest::check(csr.as_bytes(), &id)?;
+    let hour = Duration::from_secs(3600);
+    let mut chain = authority.answer(&authority.issue(&id, &request, hour, now)?);
+    let roots = chain.pop().context("roots")?;
+    let text = |pem: &str| json!({ "inline_string": pem });
+    Ok(BTreeMap::from([
+        ("certificate_chain", text(&chain.concat())),
+        ("private_key", text(&key.to_pem()?)),
+        ("trusted_ca", text(&roots)),
+    ]))
+}
+
+/// Put a certificate of ours where a file is named that a proxy would have.
+fn inline_certificates(value: &mut Value, ours: &BTreeMap<&str, Value>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields.iter_mut() {
+                match ours.get(name.as_str()) {
+                    Some(own) => *value = own.clone(),
+                    None => inline_certificates(value, ours),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|v| inline_certificates(v, ours)),
         _ => {}
     }
 }

@@ -143,7 +143,9 @@ impl Config {
             Some(index) => (&chains[index], format!("{name} chain {index}")),
             None => (&listener["default_filter_chain"], format!("{name} default chain")),
         };
-        let filter = &chain["filters"][0]["typed_config"];
+        // The last one decides; those before it say something of the connection.
+        let filter = array(&chain["filters"]).last().map(|filter| &filter["typed_config"]);
+        let filter = filter.unwrap_or(&Value::Null);
         let kind = text(&filter["@type"]).rsplit('.').next().unwrap_or_default().to_owned();
         match (&*kind, &call.says) {
             ("TcpProxy", _) => Reached { end: self.tcp(filter), by: which },

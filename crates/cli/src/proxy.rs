@@ -25,6 +25,9 @@ pub(crate) struct ProxyArgs {
     /// Where the proxy runs, where no Node or WorkloadEntry that Heddle knows says it
     #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
     locality: Option<String>,
+    /// Its agent gives it the certificate of its workload: it speaks mutual TLS
+    #[arg(long)]
+    agent: bool,
 }
 
 /// How connections of a workload come to its sidecar, in the words of node metadata.
@@ -40,8 +43,8 @@ enum Interception {
 impl ProxyArgs {
     /// The proxy that they mean, with all that the newest Envoy can do.
     pub(crate) fn proxy(&self) -> Result<Proxy> {
-        let mut proxy =
-            Proxy::parse(&self.node, None, Capabilities { vhds: true }).context("--node")?;
+        let capabilities = Capabilities { vhds: true, mutual_tls: self.agent };
+        let mut proxy = Proxy::parse(&self.node, None, capabilities).context("--node")?;
         for label in &self.labels {
             match label.split_once('=') {
                 Some((key, value)) if !key.is_empty() => {

@@ -103,7 +103,7 @@ fn summary(files: &Files, messages: &[Message], errors: usize) -> String {
 /// A sidecar of every namespace and a gateway proxy of every Gateway.
 fn proxies(files: &Files) -> Result<Vec<Proxy>> {
     const NAME: &str = "heddle-validate";
-    let capabilities = Capabilities { vhds: true };
+    let capabilities = Capabilities { vhds: true, mutual_tls: false };
     let proxy = |role: &str, namespace: &str| {
         let id = format!("{role}~127.0.0.1~{NAME}.{namespace}~{namespace}.svc.cluster.local");
         Proxy::parse(&id, None, capabilities)

@@ -12,7 +12,8 @@ use model::{Change, Kind as KindName, ObjectRef, Problem, Reason};
 
 use crate::head;
 use crate::istio::{
-    destination_rule, gateway, mesh_config, service_entry, sidecar, virtual_service, workload_entry,
+    destination_rule, gateway, mesh_config, peer_authentication, service_entry, sidecar,
+    virtual_service, workload_entry,
 };
 use crate::kubernetes::{endpoint_slice, endpoints, namespace, node, pod, service};
 use crate::object::RawObject;
@@ -113,6 +114,14 @@ pub const KINDS: &[Known] = &[
     )
     .shown("we", &[("Address", ".spec.address")]),
     Known::of(&sidecar::Sidecar, ISTIO, "Sidecar", "sidecars", ISTIO_VERSIONS),
+    Known::of(
+        &peer_authentication::PeerAuthentication,
+        "security.istio.io",
+        "PeerAuthentication",
+        "peerauthentications",
+        &["v1", "v1beta1"],
+    )
+    .shown("pa", &[("Mode", ".spec.mtls.mode")]),
     Known::of(&mesh_config::MeshConfig, "heddle.io", "MeshConfig", "meshconfigs", &["v1alpha1"])
         .in_cluster()
         .in_files(),

@@ -92,7 +92,8 @@ mod tests {
             metadata: Some(Struct { fields: fields.collect() }),
             ..Default::default()
         };
-        let proxy = Proxy::parse(id, None, Capabilities { vhds: true }).expect("a node id");
+        let proxy = Proxy::parse(id, None, Capabilities { vhds: true, mutual_tls: false })
+            .expect("a node id");
         let mut extensions = http::Extensions::new();
         if let Some(who) = who {
             extensions.insert(who);
@@ -131,7 +132,8 @@ mod tests {
 
     #[test]
     fn an_open_port_asks_for_nothing() {
-        let proxy = Proxy::parse(GATEWAY, None, Capabilities { vhds: true }).expect("a node id");
+        let proxy = Proxy::parse(GATEWAY, None, Capabilities { vhds: true, mutual_tls: false })
+            .expect("a node id");
         let checked = Policy::Open.check(&Node::default(), &proxy, &http::Extensions::new());
         assert!(checked.is_ok_and(|identity| identity.is_none()));
     }

@@ -83,6 +83,9 @@ fn proxy(node: &Node, protocol: Protocol) -> Result<Proxy, String> {
             subzone: Arc::from(&*at.sub_zone),
         };
     }
+    let sds = node.metadata.as_ref().and_then(|m| m.fields.get("SDS"));
+    proxy.capabilities.mutual_tls =
+        matches!(sds.and_then(|v| v.kind.as_ref()), Some(Kind::BoolValue(true)));
     proxy.captures = text("INTERCEPTION_MODE").as_deref() != Some("NONE");
     let labels = node.metadata.as_ref().and_then(|m| m.fields.get("LABELS"));
     if let Some(Kind::StructValue(labels)) = labels.and_then(|v| v.kind.as_ref()) {

@@ -79,3 +79,9 @@ pub fn outbound_route_config(port: u16) -> Arc<str> {
 pub fn virtual_host(route_config: &str, domain: &str) -> Arc<str> {
     Arc::from(format!("{route_config}/{domain}"))
 }
+
+/// Name that a client of the mesh asks for by TLS, of a cluster such as `outbound|80|v1|a.b`:
+/// `outbound_.80_.v1_.a.b`.
+pub fn server_name(cluster: &str) -> Arc<str> {
+    Arc::from(cluster.replace('|', "_."))
+}

@@ -26,6 +26,8 @@ pub enum Role {
 pub struct Capabilities {
     /// Virtual hosts one by one (VHDS over ADS, bodies of first requests included).
     pub vhds: bool,
+    /// Whether it holds a certificate of its workload, by the names that an agent gives it.
+    pub mutual_tls: bool,
 }
 
 /// A version of Envoy.
@@ -71,10 +73,10 @@ pub struct BadNodeId {
 
 impl Capabilities {
     /// What an Envoy of this version can do on a stream of this protocol. Without a version, or
-    /// with one that is no Envoy's, the least is assumed.
+    /// with one that is no Envoy's, the least is assumed. Certificates do not depend on it.
     pub fn of(version: Option<EnvoyVersion>, delta: bool) -> Self {
         let at_least = |minor| version.is_some_and(|v| v >= EnvoyVersion { major: 1, minor });
-        Self { vhds: delta && at_least(40) }
+        Self { vhds: delta && at_least(40), mutual_tls: false }
     }
 }
 
@@ -142,7 +144,7 @@ impl std::error::Error for BadNodeId {}
 mod tests {
     use super::*;
 
-    const FULL: Capabilities = Capabilities { vhds: true };
+    const FULL: Capabilities = Capabilities { vhds: true, mutual_tls: false };
 
     #[test]
     fn a_node_id_gives_role_name_and_namespace() {

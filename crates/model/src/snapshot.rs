@@ -15,8 +15,8 @@ use foldhash::{HashMap, HashSet};
 use crate::hosts;
 use crate::object::{ObjectRef, Origin};
 use crate::rows::{
-    DestinationPolicy, EndpointSlice, Gateway, GatewayName, Mesh, Namespace, Node, RouteRules,
-    Service, SidecarScope, Workload,
+    DestinationPolicy, EndpointSlice, Gateway, GatewayName, Mesh, Namespace, Node, PeerPolicy,
+    RouteRules, Service, SidecarScope, Workload,
 };
 
 /// One row of any table.
@@ -42,6 +42,8 @@ pub enum Row {
     Gateway(Arc<Gateway>),
     /// What sidecars may reach.
     SidecarScope(Arc<SidecarScope>),
+    /// What workloads take.
+    PeerPolicy(Arc<PeerPolicy>),
 }
 
 /// The rows that one object gives from now on; empty = the object is gone.
@@ -140,6 +142,8 @@ pub enum IndexKey {
     GatewaySelects(Option<(Arc<str>, Arc<str>)>),
     /// Sidecar scopes of a namespace.
     SidecarScopeIn(Arc<str>),
+    /// Peer policies of a namespace.
+    PeerPolicyIn(Arc<str>),
 }
 
 /// What differs after a batch.
@@ -175,6 +179,8 @@ pub struct Snapshot {
     pub gateways: Table<Gateway>,
     /// Sidecar scopes, by namespace.
     pub sidecar_scopes: Table<SidecarScope>,
+    /// Peer policies, by namespace.
+    pub peer_policies: Table<PeerPolicy>,
 }
 
 // === impl RowId ===
@@ -356,6 +362,9 @@ impl Snapshot {
             Row::SidecarScope(_) => {
                 self.sidecar_scopes.replace(id, new.and_then(Row::sidecar_scope), facts)
             }
+            Row::PeerPolicy(_) => {
+                self.peer_policies.replace(id, new.and_then(Row::peer_policy), facts)
+            }
         }
     }
 }
@@ -402,6 +411,10 @@ impl Row {
     fn sidecar_scope(self) -> Option<Arc<SidecarScope>> {
         if let Self::SidecarScope(row) = self { Some(row) } else { None }
     }
+
+    fn peer_policy(self) -> Option<Arc<PeerPolicy>> {
+        if let Self::PeerPolicy(row) = self { Some(row) } else { None }
+    }
 }
 
 // === impl Indexed ===
@@ -427,6 +440,12 @@ impl Indexed for Node {
 impl Indexed for SidecarScope {
     fn keys(&self) -> BTreeSet<IndexKey> {
         BTreeSet::from([IndexKey::SidecarScopeIn(Arc::clone(&self.namespace))])
+    }
+}
+
+impl Indexed for PeerPolicy {
+    fn keys(&self) -> BTreeSet<IndexKey> {
+        BTreeSet::from([IndexKey::PeerPolicyIn(Arc::clone(&self.namespace))])
     }
 }
 

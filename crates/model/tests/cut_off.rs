@@ -108,7 +108,7 @@ fn rules(weight: u32) -> Change {
 /// An engine with one gateway proxy, after an edit.
 fn after(edit: Change) -> Update {
     let mut engine = Engine::new();
-    let full = Capabilities { vhds: true };
+    let full = Capabilities { vhds: true, mutual_tls: false };
     let proxy = Proxy::parse("router~1.1.1.1~edge.ns~ns", None, full).expect("valid");
     let changes = vec![gateway(), service(), policy(LbAlgorithm::Random), rules(1)];
     engine.apply(Batch { changes, connected: vec![(ProxyKey(1), proxy)], disconnected: vec![] });

@@ -23,9 +23,12 @@ use envoy_api::envoy::config::common::matcher::v3::{
 use envoy_api::envoy::config::core::v3::{
     Address, BindConfig, ExtraSourceAddress, HealthStatus, Http1ProtocolOptions,
     Http2ProtocolOptions, HttpProtocolOptions as CommonHttp, KeepaliveSettings, Pipe,
-    SocketAddress, TcpKeepalive, TypedExtensionConfig, address, socket_address::PortSpecifier,
+    SocketAddress, TcpKeepalive, TypedExtensionConfig, UpstreamHttpProtocolOptions, address,
+    socket_address::PortSpecifier,
 };
-use envoy_api::envoy::config::endpoint::v3::{ClusterLoadAssignment, LocalityLbEndpoints};
+use envoy_api::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints,
+};
 use envoy_api::envoy::config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
 use envoy_api::envoy::extensions::load_balancing_policies::{
     least_request::v3::LeastRequest,
@@ -50,6 +53,7 @@ use model::rows::{self, LbAlgorithm, TcpPool};
 
 use crate::duration;
 use crate::endpoints::{lb_endpoint, locality, socket};
+use crate::tls;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -62,6 +66,7 @@ pub(crate) fn cluster(cluster: &ir::Cluster) -> Cluster {
         load_balancer,
         distributes,
         pinned,
+        tls: _,
         connect_timeout,
         pool,
         outlier_detection: _,
@@ -96,9 +101,12 @@ pub(crate) fn cluster(cluster: &ir::Cluster) -> Cluster {
     let outlier = cluster.outlier_detection.as_ref();
     let panic = outlier.and_then(|o| o.min_health_percent);
     let options = http_options(cluster);
+    let (transport_socket, transport_socket_matches) = tls::upstream(cluster);
     Cluster {
         name: name.to_string(),
         load_assignment: assignment,
+        transport_socket,
+        transport_socket_matches,
         // A machine without IPv6 would fail at every other address of a name that has both.
         dns_lookup_family: match by_name {
             true => DnsLookupFamily::V4Preferred.into(),
@@ -164,8 +172,9 @@ fn named_endpoints(cluster: &Arc<str>, names: &[ir::NamedEndpoint]) -> ClusterLo
     for endpoint in names {
         places.entry(&endpoint.locality).or_default().push(endpoint);
     }
-    let endpoint = |named: &&ir::NamedEndpoint| {
-        lb_endpoint(socket(&named.host, named.port), named.weight, HealthStatus::Unknown)
+    let endpoint = |named: &&ir::NamedEndpoint| LbEndpoint {
+        metadata: named.mutual_tls.then(tls::endpoint_metadata),
+        ..lb_endpoint(socket(&named.host, named.port), named.weight, HealthStatus::Unknown)
     };
     let place = |(place, names): (&rows::Locality, Vec<&ir::NamedEndpoint>)| LocalityLbEndpoints {
         locality: (*place != rows::Locality::default()).then(|| locality(place)),
@@ -357,7 +366,20 @@ fn http_options(cluster: &ir::Cluster) -> Option<HttpProtocolOptions> {
     let codes = cluster.outlier_detection.as_ref().map(|o| &o.error_codes[..]).unwrap_or_default();
     let outlier_detection =
         error_matcher(codes).map(|matcher| HttpOutlierDetection { error_matcher: Some(matcher) });
+    // The name that is asked for is that of the request, and the server must prove it.
+    let by_request = match &cluster.tls {
+        ir::UpstreamTls::Origin(origin) if origin.sni.is_none() => {
+            let named = origin.trusts_anybody || !origin.names.is_empty();
+            Some(UpstreamHttpProtocolOptions {
+                auto_sni: true,
+                auto_san_validation: !named,
+                ..Default::default()
+            })
+        }
+        _ => None,
+    };
     if common.is_none()
+        && by_request.is_none()
         && outlier_detection.is_none()
         && cluster.http_version == ir::HttpVersion::Http1
     {
@@ -365,6 +387,7 @@ fn http_options(cluster: &ir::Cluster) -> Option<HttpProtocolOptions> {
     }
     Some(HttpProtocolOptions {
         common_http_protocol_options: common,
+        upstream_http_protocol_options: by_request,
         upstream_protocol_options: Some(upstream),
         outlier_detection,
         ..Default::default()

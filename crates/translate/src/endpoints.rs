@@ -21,6 +21,8 @@ use model::rows::Locality;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
+use crate::tls;
+
 /// `ClusterLoadAssignment.endpoints`.
 const LOCALITIES: u32 = 2;
 
@@ -88,9 +90,12 @@ pub(crate) fn locality(place: &Locality) -> core::Locality {
 }
 
 fn endpoint(endpoint: &ir::EndpointAddress) -> LbEndpoint {
-    let ir::EndpointAddress { address, port, draining, locality: _, weight } = endpoint;
+    let ir::EndpointAddress { address, port, draining, locality: _, weight, mutual_tls } = endpoint;
     let health = if *draining { HealthStatus::Draining } else { HealthStatus::Healthy };
-    lb_endpoint(socket(&address.to_string(), *port), *weight, health)
+    LbEndpoint {
+        metadata: mutual_tls.then(tls::endpoint_metadata),
+        ..lb_endpoint(socket(&address.to_string(), *port), *weight, health)
+    }
 }
 
 /// An endpoint of an address.

@@ -9,10 +9,12 @@
 
 mod cluster;
 mod endpoints;
+mod inbound;
 mod listener;
 mod provenance;
 mod route;
 mod route_match;
+mod tls;
 
 use std::sync::Arc;
 

@@ -6,17 +6,19 @@
 use std::sync::Arc;
 
 use envoy_api::envoy::config::accesslog::v3::{AccessLog, access_log};
-use envoy_api::envoy::config::core::v3::{CidrRange, TrafficDirection, address};
-use envoy_api::envoy::config::listener::v3::{
-    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
-    ListenerFilterChainMatchPredicate, filter, listener_filter,
-    listener_filter_chain_match_predicate::{MatchSet, Rule},
+use envoy_api::envoy::config::core::v3::{
+    CidrRange, DataSource, SubstitutionFormatString, TrafficDirection, address,
+    data_source::Specifier, substitution_format_string::Format,
 };
-use envoy_api::envoy::config::route::v3::{
-    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route::Action,
-    route_action::ClusterSpecifier as RouteCluster, route_match::PathSpecifier,
+use envoy_api::envoy::config::listener::v3::{
+    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter,
+    listener_filter,
 };
 use envoy_api::envoy::extensions::access_loggers::file::v3::FileAccessLog;
+use envoy_api::envoy::extensions::filters::common::set_filter_state::v3::{
+    FilterStateValue,
+    filter_state_value::{Key, SharedWithUpstream, Value},
+};
 use envoy_api::envoy::extensions::filters::http::router::v3::Router;
 use envoy_api::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_api::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
@@ -26,24 +28,24 @@ use envoy_api::envoy::extensions::filters::network::http_connection_manager::v3:
     http_connection_manager::{RouteSpecifier, UpgradeConfig},
     http_filter,
 };
+use envoy_api::envoy::extensions::filters::network::set_filter_state::v3::Config as SetFilterState;
 use envoy_api::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy,
     tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight},
 };
-use envoy_api::envoy::r#type::v3::{HashPolicy, Int32Range, hash_policy, hash_policy::SourceIp};
+use envoy_api::envoy::r#type::v3::{HashPolicy, hash_policy, hash_policy::SourceIp};
 use envoy_api::{Any, config_source};
 use model::ir::{self, Serves};
-use model::rows::{IpNet, Protocol};
+use model::rows::IpNet;
 use prost::{Message, Name};
 use prost_types::Duration;
 
 use crate::endpoints::socket;
+use crate::inbound::inbound;
+use crate::tls;
 
 /// What HTTP without TLS looks like to `http_inspector`.
 const HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
-
-/// Port that connections to a workload come to, and that no workload may have itself.
-const INBOUND_CAPTURE_PORT: u16 = 15006;
 
 /// Spell a listener.
 pub(crate) fn listener(listener: &ir::Listener) -> Listener {
@@ -75,7 +77,7 @@ pub(crate) fn listener(listener: &ir::Listener) -> Listener {
             default_filter_chain: Some(tcp_chain(otherwise, access_log)),
             ..common
         },
-        Serves::Outbound { opened, route_config, chains, otherwise, sticky } => {
+        Serves::Outbound { opened, route_config, chains, otherwise, sticky, sniffed } => {
             let tls = chains.iter().any(|chain| !chain.server_names.is_empty());
             // Envoy looks no further once a chain fits by what carries the protocol. Only where TLS
             // is looked into may a TLS client look like one of HTTP.
@@ -98,87 +100,41 @@ pub(crate) fn listener(listener: &ir::Listener) -> Listener {
                 // A client may open a connection long before it has something to ask.
                 listener_filters_timeout: (tls || http.is_some()).then(Duration::default),
                 filter_chains: http.into_iter().chain(spelled).collect(),
-                default_filter_chain: Some(split_chain(name, otherwise, *sticky, access_log)),
+                default_filter_chain: Some(split_chain(
+                    name, otherwise, *sticky, *sniffed, access_log,
+                )),
                 ..common
             }
         }
-        Serves::Inbound { captured, ports, otherwise } => {
-            let inbound = Listener {
-                traffic_direction: TrafficDirection::Inbound.into(),
-                default_filter_chain: otherwise
-                    .as_ref()
-                    .map(|cluster| tcp_chain(cluster, access_log.clone())),
-                ..common
-            };
-            let mut chains: Vec<FilterChain> =
-                ports.iter().flat_map(|port| inbound_chains(port, &access_log)).collect();
-            let unknown: Vec<u16> =
-                ports.iter().filter(|p| p.protocol == Protocol::Unknown).map(|p| p.port).collect();
-            let mut filters = Vec::new();
-            if *captured {
-                filters.push(original_dst());
-                // What is meant for the proxy itself would come back for ever.
-                chains.push(FilterChain {
-                    filter_chain_match: Some(to_port(INBOUND_CAPTURE_PORT)),
-                    ..tcp_chain(&Arc::from(model::names::BLACK_HOLE), access_log)
-                });
-            }
-            if !unknown.is_empty() {
-                filters.push(ListenerFilter {
-                    filter_disabled: Some(not_to_ports(&unknown)),
-                    ..http_inspector()
-                });
-            }
-            Listener {
-                listener_filters_timeout: (!unknown.is_empty()).then(Duration::default),
-                listener_filters: filters,
-                filter_chains: chains,
-                ..inbound
-            }
-        }
+        Serves::Inbound { captured, trust_domain, ports, others } => Listener {
+            traffic_direction: TrafficDirection::Inbound.into(),
+            ..inbound(common, *captured, trust_domain, ports, others.as_ref(), &access_log)
+        },
     }
 }
 
-fn original_dst() -> ListenerFilter {
+pub(crate) fn original_dst() -> ListenerFilter {
     listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default())
 }
 
-fn http_inspector() -> ListenerFilter {
+pub(crate) fn http_inspector() -> ListenerFilter {
     listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default())
 }
 
-fn tls_inspector() -> ListenerFilter {
+pub(crate) fn tls_inspector() -> ListenerFilter {
     listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default())
 }
 
-/// Connections to a port.
-fn to_port(port: u16) -> FilterChainMatch {
-    FilterChainMatch { destination_port: Some(u32::from(port)), ..Default::default() }
-}
-
 /// HTTP without TLS.
-fn looks_like_http() -> FilterChainMatch {
+pub(crate) fn looks_like_http() -> FilterChainMatch {
     let application_protocols = HTTP.map(str::to_owned).into();
     FilterChainMatch { application_protocols, ..Default::default() }
 }
 
-/// Connections to none of these ports.
-fn not_to_ports(ports: &[u16]) -> ListenerFilterChainMatchPredicate {
-    let rule = |rule| ListenerFilterChainMatchPredicate { rule: Some(rule) };
-    let range = |port: &u16| {
-        let start = i32::from(*port);
-        rule(Rule::DestinationPortRange(Int32Range { start, end: start + 1 }))
-    };
-    let any = match ports {
-        [only] => range(only),
-        several => rule(Rule::OrMatch(MatchSet { rules: several.iter().map(range).collect() })),
-    };
-    rule(Rule::NotMatch(Box::new(any)))
-}
-
 /// A chain; one that is not for TLS is for connections by this transport.
 fn outbound_chain(chain: &ir::Chain, plain: &str, access_log: &[AccessLog]) -> FilterChain {
-    let ir::Chain { server_names, destinations, clients, shares, sticky, origins: _ } = chain;
+    let ir::Chain { server_names, destinations, clients, shares, sticky, sniffed, origins: _ } =
+        chain;
     let block = |block: &IpNet| CidrRange {
         address_prefix: block.network().to_string(),
         prefix_len: Some(u32::from(block.prefix_len())),
@@ -195,39 +151,7 @@ fn outbound_chain(chain: &ir::Chain, plain: &str, access_log: &[AccessLog]) -> F
             },
             ..Default::default()
         }),
-        ..split_chain(name.map_or("", |name| name), shares, *sticky, access_log.to_vec())
-    }
-}
-
-/// What becomes of connections to a port of a workload.
-fn inbound_chains(port: &ir::InboundPort, access_log: &[AccessLog]) -> Vec<FilterChain> {
-    let ir::InboundPort { port, protocol, cluster, origins: _ } = port;
-    let http = || {
-        http_chain(&HttpConnectionManager {
-            // The proxy of the client has said who it is for.
-            normalize_path: None,
-            ..manager(cluster, by_one_cluster(cluster), access_log.to_vec())
-        })
-    };
-    let tcp = || FilterChain {
-        filter_chain_match: Some(to_port(*port)),
-        ..tcp_chain(cluster, access_log.to_vec())
-    };
-    match protocol {
-        Protocol::Http | Protocol::Http2 => {
-            vec![FilterChain { filter_chain_match: Some(to_port(*port)), ..http() }]
-        }
-        Protocol::Unknown => vec![
-            FilterChain {
-                filter_chain_match: Some(FilterChainMatch {
-                    destination_port: Some(u32::from(*port)),
-                    ..looks_like_http()
-                }),
-                ..http()
-            },
-            tcp(),
-        ],
-        Protocol::Tcp | Protocol::Tls | Protocol::Udp => vec![tcp()],
+        ..split_chain(name.map_or("", |name| name), shares, *sticky, *sniffed, access_log.to_vec())
     }
 }
 
@@ -239,34 +163,7 @@ fn by_rds(route_config: &str) -> RouteSpecifier {
     })
 }
 
-/// Everything goes to a cluster.
-fn by_one_cluster(cluster: &str) -> RouteSpecifier {
-    RouteSpecifier::RouteConfig(RouteConfiguration {
-        name: cluster.to_owned(),
-        virtual_hosts: vec![VirtualHost {
-            name: cluster.to_owned(),
-            domains: vec!["*".to_owned()],
-            routes: vec![Route {
-                name: "default".to_owned(),
-                r#match: Some(RouteMatch {
-                    path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
-                    ..Default::default()
-                }),
-                action: Some(Action::Route(RouteAction {
-                    cluster_specifier: Some(RouteCluster::Cluster(cluster.to_owned())),
-                    timeout: Some(Duration::default()),
-                    ..Default::default()
-                })),
-                ..Default::default()
-            }],
-            ..Default::default()
-        }],
-        validate_clusters: Some(false),
-        ..Default::default()
-    })
-}
-
-fn manager(
+pub(crate) fn manager(
     name: &str,
     routes: RouteSpecifier,
     access_log: Vec<AccessLog>,
@@ -291,18 +188,19 @@ fn manager(
     }
 }
 
-fn http_chain(manager: &HttpConnectionManager) -> FilterChain {
+pub(crate) fn http_chain(manager: &HttpConnectionManager) -> FilterChain {
     chain("envoy.filters.network.http_connection_manager", manager)
 }
 
-fn tcp_chain(cluster: &Arc<str>, access_log: Vec<AccessLog>) -> FilterChain {
-    split_chain(cluster, &[(Arc::clone(cluster), 1)], false, access_log)
+pub(crate) fn tcp_chain(cluster: &Arc<str>, access_log: Vec<AccessLog>) -> FilterChain {
+    split_chain(cluster, &[(Arc::clone(cluster), 1)], false, false, access_log)
 }
 
 fn split_chain(
     name: &str,
     clusters: &[(Arc<str>, u32)],
     sticky: bool,
+    sniffed: bool,
     access_log: Vec<AccessLog>,
 ) -> FilterChain {
     let weighted = |(name, weight): &(Arc<str>, u32)| ClusterWeight {
@@ -323,7 +221,27 @@ fn split_chain(
         access_log,
         ..Default::default()
     };
-    chain("envoy.filters.network.tcp_proxy", &proxy)
+    let chain = chain("envoy.filters.network.tcp_proxy", &proxy);
+    if !sniffed {
+        return chain;
+    }
+    // What the cluster would ask for is HTTP.
+    let asked = FilterStateValue {
+        key: Some(Key::ObjectKey("envoy.network.application_protocols".to_owned())),
+        value: Some(Value::FormatString(SubstitutionFormatString {
+            format: Some(Format::TextFormatSource(DataSource {
+                specifier: Some(Specifier::InlineString(tls::MESH_BYTES[1].to_owned())),
+                ..Default::default()
+            })),
+            ..Default::default()
+        })),
+        shared_with_upstream: SharedWithUpstream::Once.into(),
+        ..Default::default()
+    };
+    let ask = SetFilterState { on_new_connection: vec![asked], ..Default::default() };
+    let mut filters = vec![filter("envoy.filters.network.set_filter_state", &ask)];
+    filters.extend(chain.filters);
+    FilterChain { filters, ..chain }
 }
 
 fn by_client() -> HashPolicy {
@@ -331,12 +249,13 @@ fn by_client() -> HashPolicy {
 }
 
 fn chain<M: Message + Name>(filter: &str, config: &M) -> FilterChain {
-    FilterChain {
-        filters: vec![Filter {
-            name: filter.to_owned(),
-            config_type: Some(filter::ConfigType::TypedConfig(Any::pack(config))),
-        }],
-        ..Default::default()
+    FilterChain { filters: vec![self::filter(filter, config)], ..Default::default() }
+}
+
+fn filter<M: Message + Name>(name: &str, config: &M) -> Filter {
+    Filter {
+        name: name.to_owned(),
+        config_type: Some(filter::ConfigType::TypedConfig(Any::pack(config))),
     }
 }
 

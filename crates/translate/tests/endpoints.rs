@@ -38,11 +38,15 @@ fn set() -> impl Strategy<Value = ir::Endpoints> {
                 draining,
                 locality: place(at),
                 weight: u32::from(at) + 1,
+                mutual_tls: draining,
             });
         }
         ir::Endpoints {
             cluster: "outbound|80||a.b.svc.cluster.local".into(),
-            chunks: chunks.into_iter().map(|c| Arc::new(ir::EndpointChunk::new(c))).collect(),
+            chunks: chunks
+                .into_iter()
+                .map(|c| Arc::new(ir::EndpointChunk::new(c, BTreeSet::new())))
+                .collect(),
             places: None,
             origins: Default::default(),
         }

@@ -311,7 +311,7 @@ fn sizes(services: usize) -> Result<String> {
         let read = config::read(&std::sync::Arc::from("bench"), &text);
         changes.extend(read.objects.into_iter().map(|raw| config::lower(raw).0));
     }
-    let capabilities = model::Capabilities { vhds: true };
+    let capabilities = model::Capabilities { vhds: true, mutual_tls: false };
     let mut proxy = model::Proxy::parse(GATEWAY_NODE, None, capabilities)?;
     proxy.labels = GATEWAY_LABELS.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
     let connected = vec![(model::ProxyKey(1), proxy)];

@@ -211,7 +211,7 @@ fn sidecar(n: u32, i: u32) -> Change {
 
 /// One proxy of each group.
 fn proxies() -> anyhow::Result<Vec<(ProxyKey, Proxy)>> {
-    let full = Capabilities { vhds: true };
+    let full = Capabilities { vhds: true, mutual_tls: false };
     let mut edge = Proxy::parse("router~10.0.0.1~edge-0.edge~edge", None, full)?;
     edge.labels = labels(&[("istio", "ingressgateway")]);
     let mut all = vec![edge];

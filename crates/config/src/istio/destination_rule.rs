@@ -8,15 +8,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::rows::{
-    DestinationPolicy, HashKey, LbAlgorithm, LoadBalancer as LoadBalancerRow, OutlierDetection,
-    Subset, TrafficPolicy,
+    ClientTls, DestinationPolicy, HashKey, LbAlgorithm, LoadBalancer as LoadBalancerRow,
+    OutlierDetection, Subset, TrafficPolicy,
 };
 use model::{Change, ObjectRef, Problem, Reason, Row};
 use serde::Deserialize;
 
+use super::client_tls::{CLIENT_TLS, Tls};
 use super::connection_pool::{CONNECTION_POOL, Pool};
 use super::locality::{LOCALITY, Locality};
-use super::{decode, later, nothing, time};
+use super::{decode, later, lies, nothing, time};
 use crate::export_to::{EXPORT_TO, visibility};
 use crate::kind::Kind;
 use crate::object::RawObject;
@@ -102,14 +103,14 @@ const OF_PORT: Type = Type::Object(&[
     field("loadBalancer", LOAD_BALANCER),
     field("connectionPool", CONNECTION_POOL),
     field("outlierDetection", OUTLIER_DETECTION),
-    not_yet("tls"),
+    field("tls", CLIENT_TLS),
 ]);
 
 const TRAFFIC_POLICY: Type = Type::Object(&[
     field("loadBalancer", LOAD_BALANCER),
     field("connectionPool", CONNECTION_POOL),
     field("outlierDetection", OUTLIER_DETECTION),
-    not_yet("tls").of(later::CLIENT_TLS),
+    field("tls", CLIENT_TLS),
     field("portLevelSettings", Type::List(&OF_PORT, OnBad::Field)),
     not_yet("tunnel").of(later::TUNNEL),
     not_yet("proxyProtocol").of(later::PROXY_PROTOCOL),
@@ -170,6 +171,7 @@ struct Policy {
     load_balancer: Option<LoadBalancer>,
     connection_pool: Option<Pool>,
     outlier_detection: Option<Outlier>,
+    tls: Option<Tls>,
     port_level_settings: Vec<Option<OfPort>>,
 }
 
@@ -191,6 +193,7 @@ struct PortPolicy {
     load_balancer: Option<LoadBalancer>,
     connection_pool: Option<Pool>,
     outlier_detection: Option<Outlier>,
+    tls: Option<Tls>,
 }
 
 #[derive(Deserialize, Default)]
@@ -307,8 +310,9 @@ impl Kind for DestinationRule {
 
 impl Policy {
     fn lower(self, path: &str, lowering: &mut Lowering<'_>) -> TrafficPolicy {
-        let Self { load_balancer, connection_pool, outlier_detection, port_level_settings } = self;
-        let of_all = PortPolicy { load_balancer, connection_pool, outlier_detection };
+        let Self { load_balancer, connection_pool, outlier_detection, tls, port_level_settings } =
+            self;
+        let of_all = PortPolicy { load_balancer, connection_pool, outlier_detection, tls };
         let mut policy = of_all.lower(path, lowering);
         for (index, setting) in port_level_settings.into_iter().enumerate() {
             let Some(OfPort { port: PortNumber { number }, policy: own }) = setting else {
@@ -329,9 +333,11 @@ impl Policy {
 
 impl PortPolicy {
     fn lower(self, path: &str, lowering: &mut Lowering<'_>) -> TrafficPolicy {
-        let Self { load_balancer, connection_pool, outlier_detection } = self;
+        let Self { load_balancer, connection_pool, outlier_detection, tls } = self;
+        let tls_path = format!("{path}.tls");
         let path = format!("{path}.loadBalancer");
         TrafficPolicy {
+            tls: lowering.tls(tls, &tls_path),
             load_balancer: load_balancer.and_then(|lb| lb.lower(&path, lowering)),
             connection_pool: connection_pool.map(Pool::lower),
             outlier_detection: outlier_detection.map(Outlier::lower),
@@ -437,6 +443,23 @@ struct Lowering<'a> {
 // === impl Lowering ===
 
 impl Lowering<'_> {
+    /// How connections are secured; where that cannot be read there are none.
+    fn tls(&mut self, tls: Option<Tls>, path: &str) -> Option<ClientTls> {
+        let Some(tls) = tls else {
+            let bad = self.problems.iter().any(|p| lies(&p.field, path));
+            return bad.then_some(ClientTls::Refused);
+        };
+        if let Some(field) = tls.idle() {
+            let message = "has no effect in this mode; remove it, or use mode MUTUAL";
+            let field = format!("{path}.{field}");
+            self.problems.push(Problem::warning(self.owner, field, Reason::NotSupported, message));
+        }
+        Some(tls.lower().unwrap_or_else(|(field, message)| {
+            self.error(format!("{path}.{field}"), Reason::Required, message.to_owned());
+            ClientTls::Refused
+        }))
+    }
+
     fn error(&mut self, field: String, reason: Reason, message: String) {
         self.problems.push(Problem::error(self.owner, field, reason, message));
     }

@@ -115,26 +115,6 @@ pub(super) const WARMUP: Type = Type::Object(&[
 /// The same, of old versions of the API.
 pub(super) const WARMUP_TIME: Type = Type::Time(1);
 
-/// TLS to a destination.
-pub(super) const CLIENT_TLS: Type = Type::Ruled(
-    &Type::Object(&[
-        field("mode", Type::Enum(&["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"])),
-        field("clientCertificate", Type::Text),
-        field("privateKey", Type::Text),
-        field("caCertificates", Type::Text),
-        field("credentialName", Type::Text),
-        field("subjectAltNames", TEXTS),
-        field("sni", Type::Text),
-        field("insecureSkipVerify", Type::Bool),
-        field("caCrl", Type::Text),
-    ]),
-    &[Rule {
-        holds: "!has(self.mode) || self.mode != 'MUTUAL' || has(self.credentialName) \
-                || (has(self.clientCertificate) && has(self.privateKey))",
-        else_says: "mode MUTUAL needs a credentialName, or a clientCertificate and its privateKey",
-    }],
-);
-
 /// Through another proxy.
 pub(super) const TUNNEL: Type = Type::Object(&[
     field("protocol", Type::Text),

@@ -49,7 +49,7 @@ const SPEC: Type = Type::Object(&[
     field("defaultVirtualServiceExportTo", EXPORT_TO),
     not_yet("discoverySelectors"),
     not_yet("dnsRefreshRate"),
-    not_yet("enableAutoMtls"),
+    field("enableAutoMtls", Type::Bool),
     not_yet("enablePrometheusMerge"),
     not_yet("enableTracing"),
     not_yet("extensionProviders"),
@@ -68,7 +68,7 @@ const SPEC: Type = Type::Object(&[
     not_yet("serviceSettings"),
     not_yet("tcpKeepalive"),
     not_yet("tlsDefaults"),
-    not_yet("trustDomain"),
+    field("trustDomain", Type::Checked(text::dns_name)),
     not_yet("trustDomainAliases"),
     not_yet("verifyCertificateAtClient"),
     // What Istio's own installation writes and no proxy's configuration depends on.
@@ -81,6 +81,8 @@ const SPEC: Type = Type::Object(&[
 struct Spec {
     root_namespace: Option<String>,
     connect_timeout: Option<String>,
+    trust_domain: Option<Arc<str>>,
+    enable_auto_mtls: Option<bool>,
     default_http_retry_policy: Option<Retries>,
     access_log_file: Option<String>,
     locality_lb_setting: Option<Locality>,
@@ -154,6 +156,8 @@ impl Kind for MeshConfig {
         let Spec {
             root_namespace,
             connect_timeout,
+            trust_domain,
+            enable_auto_mtls,
             default_http_retry_policy,
             access_log_file,
             locality_lb_setting,
@@ -171,6 +175,8 @@ impl Kind for MeshConfig {
         let row = Mesh {
             root_namespace: root_namespace.map_or(default.root_namespace, Arc::from),
             domain: Arc::from(text::DOMAIN),
+            trust_domain: trust_domain.unwrap_or(default.trust_domain),
+            auto_mtls: enable_auto_mtls.unwrap_or(default.auto_mtls),
             connect_timeout: connect_timeout
                 .as_deref()
                 .and_then(parse_time)

@@ -3,12 +3,14 @@
 //! **Invariant:** each file is one kind: its schema with every field of the API, its decoded form,
 //! its lowering.
 
+mod client_tls;
 mod connection_pool;
 pub(crate) mod destination_rule;
 pub(crate) mod gateway;
 mod later;
 mod locality;
 pub(crate) mod mesh_config;
+pub(crate) mod peer_authentication;
 pub(crate) mod proxy_config;
 mod retries;
 pub(crate) mod service_entry;
@@ -53,4 +55,9 @@ fn nothing(raw: RawObject) -> Change {
 /// A time that the schema has checked.
 fn time(text: Option<String>) -> Option<std::time::Duration> {
     text.as_deref().and_then(parse_time)
+}
+
+/// Whether a field is this one, or lies below it.
+fn lies(field: &str, path: &str) -> bool {
+    field.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }

@@ -30,8 +30,8 @@ pub(super) const ENDPOINT_FIELDS: &[Field] = &[
     not_yet("network"),
     field("locality", Type::Checked(locality)),
     field("weight", Type::Integer(0, 1 << 20)),
-    // What it decides, whom a client trusts, is not there yet.
-    field("serviceAccount", Type::Text).inert(),
+    // Without it a client would trust more than its user meant.
+    field("serviceAccount", Type::Checked(text::dns_name)).or_parent(),
 ];
 
 const SPEC: Type = Type::Object(ENDPOINT_FIELDS);
@@ -45,6 +45,8 @@ pub(super) struct Endpoint {
     labels: BTreeMap<Arc<str>, Arc<str>>,
     locality: Option<String>,
     weight: Option<u32>,
+    #[serde(rename = "serviceAccount")]
+    service_account: Option<Arc<str>>,
 }
 
 /// Where an endpoint is.
@@ -93,6 +95,7 @@ impl Endpoint {
                 Address::Name(name) => Some(Arc::clone(name)),
             },
             labels: self.labels.clone(),
+            service_account: self.service_account.clone(),
             locality: Locality::parse(self.locality.as_deref().unwrap_or_default()),
             weight: self.weight.unwrap_or(1).max(1),
         }
@@ -148,7 +151,7 @@ impl Kind for WorkloadEntry {
             name: Arc::clone(&raw.owner.name),
             labels,
             addresses: address.ip().into_iter().collect(),
-            service_account: Arc::from("default"),
+            service_account: spec.service_account.clone().unwrap_or_else(|| Arc::from("default")),
             named_ports: spec.ports,
             node: None,
             ready: !is_unhealthy(&raw.body),

@@ -51,7 +51,7 @@ fn given_a_setting_that_cannot_be_read_then_it_keeps_its_default_and_the_others_
         ("defaultHttpRetryPolicy: {attempts: -2}", "spec.defaultHttpRetryPolicy.attempts"),
         ("defaultHttpRetryPolicy: 3", "spec.defaultHttpRetryPolicy"),
         ("connectTimeOut: 3s", "spec.connectTimeOut"),
-        ("trustDomain: a.b", "spec.trustDomain"),
+        ("trustDomain: 'a b'", "spec.trustDomain"),
     ] {
         let (found, problems) = bare(&format!("{{{setting}, accessLogFile: /x}}"));
         let expected = Mesh { access_log_file: Some("/x".into()), ..Mesh::default() };

@@ -65,7 +65,7 @@ impl Engine {
                 gateways: gateways.iter().map(object).collect(),
                 ports: ports.clone(),
             },
-            GroupRole::Sidecar { viewer, inbound } => AboutRole::Sidecar {
+            GroupRole::Sidecar { viewer, inbound, others: _ } => AboutRole::Sidecar {
                 sidecar: viewer.scope.as_ref().map(object),
                 labels: viewer.labels.iter().cloned().collect(),
                 near: viewer.near.clone(),

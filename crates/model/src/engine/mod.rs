@@ -107,7 +107,8 @@ pub struct Engine {
     /// Streams of equal proxies.
     streams: HashMap<Arc<Proxy>, BTreeSet<ProxyKey>>,
     groups: BTreeMap<Arc<Group>, Members>,
-    public: Option<Public>,
+    /// What sidecars share, by whether they hold a certificate.
+    public: BTreeMap<bool, Public>,
     held: HeldRows,
     problems: BTreeMap<RowId, Arc<BTreeSet<Problem>>>,
     next_layer: u32,
@@ -159,14 +160,18 @@ impl Engine {
         let changed: Vec<Arc<Key>> =
             update.ran.iter().filter(|r| r.differs).map(|r| r.key.clone()).collect();
         self.lint(&rows, &changed);
-        if let Some(public) = &mut self.public {
-            for key in &changed {
-                match &**key {
-                    Key::HostViews(views) => drop(hosts.insert(Arc::clone(&views.0))),
-                    Key::BaseView(BaseView(_)) => public.rebase(&self.graph, &self.snapshot),
-                    _ => {}
+        for key in &changed {
+            match &**key {
+                Key::HostViews(views) => drop(hosts.insert(Arc::clone(&views.host))),
+                Key::BaseView(BaseView(viewer)) => {
+                    if let Some(public) = self.public.get_mut(&viewer.mutual_tls) {
+                        public.rebase(&self.graph, &self.snapshot);
+                    }
                 }
+                _ => {}
             }
+        }
+        for public in self.public.values_mut() {
             for host in &hosts {
                 public.revisit(host, &self.graph, &self.snapshot);
             }
@@ -192,12 +197,14 @@ impl Engine {
                 self.rescope(group, &mut update);
             }
         }
-        if self.public.as_ref().is_some_and(Public::is_unused)
-            && let Some(public) = self.public.take()
-        {
-            public.close(&self.graph, &mut self.held, &mut update);
+        for mutual_tls in [false, true] {
+            if self.public.get(&mutual_tls).is_some_and(Public::is_unused)
+                && let Some(public) = self.public.remove(&mutual_tls)
+            {
+                public.close(&self.graph, &mut self.held, &mut update);
+            }
         }
-        if let Some(public) = &mut self.public {
+        for public in self.public.values_mut() {
             public.settle(&self.graph, &self.snapshot, &mut self.held, &mut update);
         }
         for Ran { key, differs } in &update.ran {
@@ -340,9 +347,10 @@ impl Engine {
         };
         let mut layers = Vec::new();
         if group.shares() {
-            let public = self
-                .public
-                .get_or_insert_with(|| Public::new(new_layer(), &self.graph, &self.snapshot));
+            let mutual_tls = group.capabilities.mutual_tls;
+            let public = self.public.entry(mutual_tls).or_insert_with(|| {
+                Public::new(new_layer(), mutual_tls, &self.graph, &self.snapshot)
+            });
             layers.extend([public.id, public.join(&group.namespace, &mut new_layer)]);
         }
         let layer = new_layer();
@@ -368,7 +376,7 @@ impl Engine {
         }
         update.drop_layer(members.layer);
         if group.shares()
-            && let Some(public) = &mut self.public
+            && let Some(public) = self.public.get_mut(&group.capabilities.mutual_tls)
         {
             public.leave(&group.namespace, &mut self.held, update);
         }
@@ -397,7 +405,7 @@ impl Engine {
         let own = self.groups.get(group).map(|members| Arc::clone(&members.rows));
         let mut rows = own.as_deref().cloned().unwrap_or_default();
         if group.shares()
-            && let Some(public) = &self.public
+            && let Some(public) = self.public.get(&group.capabilities.mutual_tls)
         {
             rows.extend(public.rows(&group.namespace));
         }

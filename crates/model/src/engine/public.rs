@@ -1,5 +1,6 @@
 //! What sidecars share: one layer with what everybody gets, and for each namespace with proxies a
-//! layer with what is different there.
+//! layer with what is different there. Proxies that hold a certificate and those that hold none
+//! share among themselves.
 //!
 //! A row is part of what everybody gets as often as hosts bring it: the cluster of a service comes
 //! with every host whose rules name it. So rows are counted, and a host that changes costs what it
@@ -28,6 +29,8 @@ use crate::track::{Graph, Query};
 /// What everybody gets, and where it is different.
 pub(super) struct Public {
     pub(super) id: LayerId,
+    /// Whether it is for proxies that hold a certificate.
+    mutual_tls: bool,
     base: Arc<RowSet>,
     views: BTreeMap<Arc<str>, Arc<Views>>,
     counts: HashMap<Arc<RowKey>, i64>,
@@ -56,18 +59,14 @@ enum Shown {
     Hidden,
 }
 
-/// The query for what every sidecar has.
-fn base() -> BaseView {
-    BaseView(Viewer::sharing(Client::Anyone))
-}
-
 // === impl Public ===
 
 impl Public {
     /// Everything that everybody gets.
-    pub(super) fn new(id: LayerId, graph: &Graph, snapshot: &Snapshot) -> Self {
+    pub(super) fn new(id: LayerId, mutual_tls: bool, graph: &Graph, snapshot: &Snapshot) -> Self {
         let mut public = Self {
             id,
+            mutual_tls,
             base: Arc::default(),
             views: BTreeMap::new(),
             counts: HashMap::default(),
@@ -90,7 +89,7 @@ impl Public {
 
     /// What every sidecar has may be other rows.
     pub(super) fn rebase(&mut self, graph: &Graph, snapshot: &Snapshot) {
-        let new = graph.want(snapshot, &base());
+        let new = graph.want(snapshot, &self.base_view());
         let old = std::mem::replace(&mut self.base, Arc::clone(&new));
         self.count(&new, 1);
         self.count(&old, -1);
@@ -98,7 +97,7 @@ impl Public {
 
     /// A host came, went, or has other views.
     pub(super) fn revisit(&mut self, host: &Arc<str>, graph: &Graph, snapshot: &Snapshot) {
-        let query = HostViews(Arc::clone(host));
+        let query = self.host_views(host);
         let (new, old) = if snapshot.is_outbound_host(host) {
             let new = graph.want(snapshot, &query);
             (Arc::clone(&new), self.views.insert(Arc::clone(host), new))
@@ -174,9 +173,9 @@ impl Public {
 
     /// Nobody shares any more.
     pub(super) fn close(self, graph: &Graph, held: &mut HeldRows, update: &mut Update) {
-        graph.release(&base().key());
+        graph.release(&self.base_view().key());
         for host in self.views.keys() {
-            graph.release(&HostViews(Arc::clone(host)).key());
+            graph.release(&self.host_views(host).key());
         }
         // What was counted in this batch is held as it was before.
         for row in self.counts.keys().filter(|row| !self.dirty.contains_key(*row)) {
@@ -253,6 +252,15 @@ impl Public {
             };
         }
         rows
+    }
+
+    /// The query for what every sidecar has.
+    fn base_view(&self) -> BaseView {
+        BaseView(Viewer::sharing(Client::Anyone, self.mutual_tls))
+    }
+
+    fn host_views(&self, host: &Arc<str>) -> HostViews {
+        HostViews { host: Arc::clone(host), mutual_tls: self.mutual_tls }
     }
 
     fn count(&mut self, rows: &RowSet, by: i64) {

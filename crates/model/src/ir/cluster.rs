@@ -4,13 +4,13 @@
 //! endpoint set and nothing else.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::object::Origins;
-use crate::rows::{ConnectionPool, LbAlgorithm, Locality, OutlierDetection};
+use crate::rows::{ConnectionPool, LbAlgorithm, Locality, OriginTls, OutlierDetection, Protocol};
 
 /// An endpoint that is looked up in DNS.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +23,34 @@ pub struct NamedEndpoint {
     pub locality: Locality,
     /// Share of requests relative to others; at least 1.
     pub weight: u32,
+    /// Whether it takes mutual TLS of the mesh.
+    pub mutual_tls: bool,
+}
+
+/// How connections are secured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamTls {
+    /// Not at all.
+    Plain,
+    /// By mutual TLS of the mesh, to endpoints that take it.
+    WhereTaken(MeshTls),
+    /// By mutual TLS of the mesh.
+    Always(MeshTls),
+    /// By TLS to servers that are not of the mesh.
+    Origin(Arc<OriginTls>),
+}
+
+/// Mutual TLS of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshTls {
+    /// Name to ask for.
+    pub sni: Arc<str>,
+    /// Names one of which the server must prove, sorted. Empty = any identity of the mesh.
+    pub names: Vec<Arc<str>>,
+    /// Domain of the mesh's identities.
+    pub trust_domain: Arc<str>,
+    /// What is spoken within.
+    pub protocol: Protocol,
 }
 
 /// Where the endpoints of a cluster come from.
@@ -75,6 +103,8 @@ pub struct Cluster {
     pub distributes: bool,
     /// Whether a request may name the endpoint that it is for, in the header `PINNED`.
     pub pinned: bool,
+    /// How connections are secured.
+    pub tls: UpstreamTls,
     /// Time to open a connection.
     pub connect_timeout: Duration,
     /// Limits; what decides `connect_timeout` and `http_version` has been applied and is not here.
@@ -93,6 +123,9 @@ pub const PINNED: &str = "x-heddle-endpoint";
 pub struct EndpointChunk {
     /// Sorted, each address and port once.
     pub endpoints: Vec<EndpointAddress>,
+    /// Whom those that take mutual TLS run as, as `ns/<namespace>/sa/<account>`; none = nobody
+    /// said.
+    pub accounts: BTreeSet<Option<Arc<str>>>,
     /// What was made of them, kept by who made it. Takes no part in equality.
     pub memo: OnceLock<Box<dyn Any + Send + Sync>>,
 }
@@ -110,6 +143,8 @@ pub struct EndpointAddress {
     pub locality: Arc<Locality>,
     /// Share of requests relative to others; at least 1.
     pub weight: u32,
+    /// Whether it takes mutual TLS of the mesh.
+    pub mutual_tls: bool,
 }
 
 /// How much a place counts.
@@ -142,14 +177,14 @@ pub struct Endpoints {
 
 impl EndpointChunk {
     /// A chunk of these endpoints.
-    pub fn new(endpoints: Vec<EndpointAddress>) -> Self {
-        Self { endpoints, memo: OnceLock::new() }
+    pub fn new(endpoints: Vec<EndpointAddress>, accounts: BTreeSet<Option<Arc<str>>>) -> Self {
+        Self { endpoints, accounts, memo: OnceLock::new() }
     }
 }
 
 impl PartialEq for EndpointChunk {
     fn eq(&self, other: &Self) -> bool {
-        self.endpoints == other.endpoints
+        self.endpoints == other.endpoints && self.accounts == other.accounts
     }
 }
 

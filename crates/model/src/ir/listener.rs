@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::object::Origins;
-use crate::rows::Protocol;
+use crate::rows::{PeerMode, Protocol};
 
 /// A port that the proxy opens, or a part of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,20 @@ pub struct Chain {
     pub shares: Shares,
     /// Whether the client's address decides the endpoint.
     pub sticky: bool,
+    /// Whether a server of one of the clusters finds out what is spoken: it must be told that this
+    /// is no HTTP.
+    pub sniffed: bool,
     /// Rule or service.
     pub origins: Origins,
+}
+
+/// How clients may come in. Neither = not at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Takes {
+    /// Without mutual TLS of the mesh.
+    pub plain: bool,
+    /// By mutual TLS of the mesh.
+    pub mutual_tls: bool,
 }
 
 /// A port on which a workload takes connections.
@@ -54,10 +66,23 @@ pub struct InboundPort {
     pub port: u16,
     /// What is spoken on it.
     pub protocol: Protocol,
+    /// How clients may come in.
+    pub takes: Takes,
     /// The workload's cluster for it.
     pub cluster: Arc<str>,
     /// Service or Sidecar that declares it.
     pub origins: Origins,
+}
+
+/// Ports of a workload that nothing declares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherPorts {
+    /// Where their connections go.
+    pub cluster: Arc<str>,
+    /// How clients may come in.
+    pub takes: Takes,
+    /// How, on some of them, sorted.
+    pub ports: Vec<(u16, Takes)>,
 }
 
 /// What a listener does with connections.
@@ -88,16 +113,32 @@ pub enum Serves {
         otherwise: Shares,
         /// Whether the client's address decides the endpoint of those.
         sticky: bool,
+        /// As in a chain, of those.
+        sniffed: bool,
     },
     /// Everything that comes in to a workload.
     Inbound {
         /// Whether the proxy opens the port for what is captured; else for one port.
         captured: bool,
+        /// Domain of the identities that clients prove.
+        trust_domain: Arc<str>,
         /// Ports of the workload, sorted by number.
         ports: Vec<InboundPort>,
-        /// The cluster for all others. Shape: none = they are closed.
-        otherwise: Option<Arc<str>>,
+        /// All others. Shape: none = they are closed.
+        others: Option<OtherPorts>,
     },
+}
+
+// === impl Takes ===
+
+impl Takes {
+    /// What a policy comes to for a proxy that holds a certificate, or none.
+    pub fn of(mode: PeerMode, certificate: bool) -> Self {
+        Self {
+            plain: mode != PeerMode::Strict,
+            mutual_tls: certificate && mode != PeerMode::Disable,
+        }
+    }
 }
 
 // === impl Serves ===
@@ -121,8 +162,9 @@ impl Serves {
                 let shares = chains.iter().flat_map(|chain| &chain.shares).chain(otherwise);
                 shares.map(|(name, _)| name).collect()
             }
-            Self::Inbound { ports, otherwise, .. } => {
-                ports.iter().map(|port| &port.cluster).chain(otherwise).collect()
+            Self::Inbound { ports, others, .. } => {
+                let others = others.iter().map(|others| &others.cluster);
+                ports.iter().map(|port| &port.cluster).chain(others).collect()
             }
         }
     }

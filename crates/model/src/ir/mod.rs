@@ -11,10 +11,10 @@ mod listener;
 mod route;
 
 pub use cluster::{
-    Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion,
-    NamedEndpoint, PINNED, Place, Places,
+    Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion, MeshTls,
+    NamedEndpoint, PINNED, Place, Places, UpstreamTls,
 };
-pub use listener::{Chain, InboundPort, Listener, Serves, Shares};
+pub use listener::{Chain, InboundPort, Listener, OtherPorts, Serves, Shares, Takes};
 pub use route::{
     Action, PathMatch, RedirectTo, Route, RouteConfiguration, RouteMatch, VirtualHost,
     VirtualHosts, WeightedCluster,

@@ -10,25 +10,28 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::authentication::PeerModes;
 use super::client::Client;
 use super::destination::PolicyChain;
 use super::inbound::target;
 use super::place::{distributes, places};
-use super::{BuiltIn, ClusterKey, Key, Part, selects};
+use super::{BuiltIn, ClusterKey, Key, Labels, Part, selects};
 use crate::ir::{
-    Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion,
-    NamedEndpoint,
+    Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion, MeshTls,
+    NamedEndpoint, UpstreamTls,
 };
+use crate::names;
 use crate::object::Origins;
 use crate::rows::{
-    ConnectionPool, Declared, Endpoint, HashKey, HttpAction, HttpPool, LbAlgorithm, Locality,
-    Protocol, Resolution, Service, Subset, TcpPool, TrafficPolicy, UpgradePolicy,
+    ClientTls, ConnectionPool, Declared, Endpoint, HashKey, HttpAction, HttpPool, LbAlgorithm,
+    Locality, Protocol, Resolution, Service, Subset, TcpPool, TrafficPolicy, UpgradePolicy,
+    Workload, account, takes_mutual_tls,
 };
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
 /// Build a cluster.
-pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
+pub(super) fn cluster(view: &View<'_>, key: &ClusterKey, mutual_tls: bool) -> Cluster {
     let service = key.service.as_ref().and_then(|(id, port)| {
         let service = view.service_by_id(id)?;
         let index = service.ports.iter().position(|p| p.number == *port)?;
@@ -47,7 +50,7 @@ pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
     }
     let policy = effective_policy(view, key, &mut origins);
     let distributes = key.has_endpoints && distributes(view, &policy);
-    let TrafficPolicy { load_balancer, connection_pool, outlier_detection, ports: _ } = policy;
+    let TrafficPolicy { load_balancer, connection_pool, outlier_detection, tls, ports: _ } = policy;
     let pool = connection_pool.unwrap_or_default();
     let load_balancer = load_balancer.map_or(LbAlgorithm::LeastRequest, |lb| lb.algorithm);
     let protocol = service.as_ref().map(|(_, s, index)| s.ports[*index].protocol);
@@ -56,20 +59,63 @@ pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
         (Some(UpgradePolicy::Upgrade), _) | (_, Some(Protocol::Http2)) => HttpVersion::Http2,
         _ => HttpVersion::Http1,
     };
+    let mut accounts = Carriers::default();
     let endpoints = match &service {
         None => ClusterEndpoints::None,
-        Some(_) if key.has_endpoints => ClusterEndpoints::Discovered,
-        Some((_, service, index)) => match service.resolution {
-            Resolution::Dns => match named(view, key, service, *index) {
-                names if names.is_empty() => ClusterEndpoints::None,
-                names => ClusterEndpoints::Named(names),
-            },
-            Resolution::DnsRoundRobin => {
-                let first = named(view, key, service, *index).into_iter().next();
-                first.map_or(ClusterEndpoints::None, ClusterEndpoints::NamedOnce)
+        Some((id, service, index)) => {
+            let port = service.ports[*index].number;
+            match service.resolution {
+                _ if key.has_endpoints => {
+                    accounts = (*view.get(&Accounts { service: (*id).clone(), port })).clone();
+                    ClusterEndpoints::Discovered
+                }
+                Resolution::Dns | Resolution::DnsRoundRobin => {
+                    let mut names = named(view, key, service, *index, &mut accounts);
+                    match service.resolution {
+                        _ if names.is_empty() => ClusterEndpoints::None,
+                        Resolution::DnsRoundRobin => ClusterEndpoints::NamedOnce(names.remove(0)),
+                        _ => ClusterEndpoints::Named(names),
+                    }
+                }
+                Resolution::Endpoints => {
+                    accounts = (*view.get(&Accounts { service: (*id).clone(), port })).clone();
+                    ClusterEndpoints::Original
+                }
+                Resolution::Original => ClusterEndpoints::Original,
             }
-            Resolution::Endpoints | Resolution::Original => ClusterEndpoints::Original,
-        },
+        }
+    };
+    let mesh_tls = |sni: Option<Arc<str>>, names: Vec<Arc<str>>| {
+        let trust_domain = Arc::clone(&view.mesh().trust_domain);
+        let names = if names.is_empty() { accounts.identities(&trust_domain) } else { names };
+        let sni = sni.unwrap_or_else(|| names::server_name(&key.name));
+        MeshTls { sni, names, trust_domain, protocol: protocol.unwrap_or(Protocol::Unknown) }
+    };
+    let (tls, endpoints) = match tls {
+        Some(ClientTls::Disable) => (UpstreamTls::Plain, endpoints),
+        Some(ClientTls::Origin(origin)) => (UpstreamTls::Origin(origin), endpoints),
+        Some(ClientTls::Mesh { sni, names }) if mutual_tls => {
+            (UpstreamTls::Always(mesh_tls(sni, names)), endpoints)
+        }
+        // Plain text is not what was asked for.
+        Some(ClientTls::Mesh { .. } | ClientTls::Refused) => {
+            (UpstreamTls::Plain, ClusterEndpoints::None)
+        }
+        None if mutual_tls && view.mesh().auto_mtls => {
+            let tls = match &endpoints {
+                ClusterEndpoints::Discovered => UpstreamTls::WhereTaken(mesh_tls(None, vec![])),
+                ClusterEndpoints::Named(_) | ClusterEndpoints::NamedOnce(_) if accounts.some() => {
+                    UpstreamTls::WhereTaken(mesh_tls(None, vec![]))
+                }
+                // Which endpoint it is, is known when the connection is made.
+                ClusterEndpoints::Original if accounts.all() => {
+                    UpstreamTls::Always(mesh_tls(None, vec![]))
+                }
+                _ => UpstreamTls::Plain,
+            };
+            (tls, endpoints)
+        }
+        None => (UpstreamTls::Plain, endpoints),
     };
     Cluster {
         name: Arc::clone(&key.name),
@@ -82,6 +128,7 @@ pub(super) fn cluster(view: &View<'_>, key: &ClusterKey) -> Cluster {
         http_version,
         distributes,
         pinned: key.has_endpoints && service.as_ref().is_some_and(|(_, s, _)| s.headless),
+        tls,
         connect_timeout: connect_timeout(view, &pool),
         pool: limits(pool),
         outlier_detection,
@@ -104,7 +151,13 @@ pub(super) fn limits(pool: ConnectionPool) -> ConnectionPool {
 }
 
 /// Endpoints of a service port that are looked up in DNS, sorted.
-fn named(view: &View<'_>, key: &ClusterKey, service: &Service, at: usize) -> Vec<NamedEndpoint> {
+fn named(
+    view: &View<'_>,
+    key: &ClusterKey,
+    service: &Service,
+    at: usize,
+    accounts: &mut Carriers,
+) -> Vec<NamedEndpoint> {
     let (port, labels) = (&service.ports[at].name, part_labels(view, key));
     let mut out = BTreeSet::new();
     let mut add = |declared: &Declared, addresses: &[IpAddr], port| {
@@ -113,7 +166,9 @@ fn named(view: &View<'_>, key: &ClusterKey, service: &Service, at: usize) -> Vec
             && let Some(host) = declared.dns_name.clone().or_else(address)
         {
             let (locality, weight) = (declared.locality.clone(), declared.weight);
-            out.insert(NamedEndpoint { host, port, locality, weight });
+            let mutual_tls = takes_mutual_tls(&declared.labels);
+            accounts.add(mutual_tls, declared.account(&service.namespace));
+            out.insert(NamedEndpoint { host, port, locality, weight, mutual_tls });
         }
     };
     for slice in view.slices(service).into_iter().filter_map(|id| view.slice(&id)) {
@@ -211,6 +266,69 @@ pub(crate) struct Selected {
     labels: BTreeMap<Arc<str>, Arc<str>>,
 }
 
+/// Whom the endpoints of a service run as.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Accounts {
+    pub(crate) service: RowId,
+    /// Number of the service port.
+    pub(crate) port: u16,
+}
+
+/// Endpoints that take mutual TLS, as the value of `Accounts`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Carriers {
+    /// Whom they run as; none = nobody said.
+    accounts: BTreeSet<Option<Arc<str>>>,
+    /// Whether there are others.
+    others: bool,
+}
+
+// === impl Accounts ===
+
+impl Query for Accounts {
+    type Value = Carriers;
+
+    fn run(&self, view: &View<'_>) -> Carriers {
+        let mut out = Carriers::default();
+        let (id, port) = (&self.service, self.port);
+        for chunk in chunks(view, id, port, &Labels::new(), &mut Origins::default()) {
+            out.accounts.extend(chunk.accounts.iter().cloned());
+            out.others |= chunk.endpoints.iter().any(|endpoint| !endpoint.mutual_tls);
+        }
+        out
+    }
+
+    fn key(&self) -> Key {
+        Key::Accounts(self.clone())
+    }
+}
+
+// === impl Carriers ===
+
+impl Carriers {
+    fn add(&mut self, mutual_tls: bool, account: Option<Arc<str>>) {
+        match mutual_tls {
+            true => drop(self.accounts.insert(account)),
+            false => self.others = true,
+        }
+    }
+
+    fn some(&self) -> bool {
+        !self.accounts.is_empty()
+    }
+
+    fn all(&self) -> bool {
+        self.some() && !self.others
+    }
+
+    /// Their identities, sorted; none where one of them is not known.
+    fn identities(&self, trust_domain: &str) -> Vec<Arc<str>> {
+        let known: Option<Vec<_>> = self.accounts.iter().cloned().collect();
+        let id = |account: Arc<str>| Arc::from(format!("spiffe://{trust_domain}/{account}"));
+        known.unwrap_or_default().into_iter().map(id).collect()
+    }
+}
+
 // === impl Chunk ===
 
 impl Query for Chunk {
@@ -220,21 +338,40 @@ impl Query for Chunk {
     fn run(&self, view: &View<'_>) -> Self::Value {
         let slice = view.slice(&self.slice)?;
         let port = slice.ports.iter().find(|p| p.name == self.port)?.number;
-        let mut out = Vec::new();
+        let peers = view.get(&PeerModes(Arc::clone(&slice.namespace)));
+        let (mut out, mut accounts) = (Vec::new(), BTreeSet::new());
         for endpoint in &slice.endpoints {
             let Some(&address) = endpoint.addresses.first() else { continue };
-            if (endpoint.ready || endpoint.draining)
-                && (self.labels.is_empty()
-                    || carries(view, &slice.namespace, endpoint, &self.labels))
-            {
-                let weight = endpoint.declared.as_ref().map_or(1, |declared| declared.weight);
-                let locality = locality(view, endpoint);
-                let draining = !endpoint.ready;
-                out.push(EndpointAddress { address, port, draining, locality, weight });
+            if !endpoint.ready && !endpoint.draining {
+                continue;
             }
+            let declared = endpoint.declared.as_ref();
+            let workload = match declared {
+                Some(_) => None,
+                None => workload(view, &slice.namespace, endpoint),
+            };
+            let none = Labels::new();
+            let labels = match (declared, &workload) {
+                (Some(declared), _) => &declared.labels,
+                (None, Some(workload)) => &workload.labels,
+                (None, None) => &none,
+            };
+            if !selects(&self.labels, labels) {
+                continue;
+            }
+            let mutual_tls = takes_mutual_tls(labels) && peers.allow_mutual_tls(labels, port);
+            if mutual_tls {
+                let of_workload = || Some(account(&slice.namespace, &workload?.service_account));
+                let known = declared.map_or_else(of_workload, |d| d.account(&slice.namespace));
+                accounts.insert(known);
+            }
+            let weight = declared.map_or(1, |declared| declared.weight);
+            let locality = locality(view, endpoint);
+            let draining = !endpoint.ready;
+            out.push(EndpointAddress { address, port, draining, locality, weight, mutual_tls });
         }
         merge(&mut out);
-        Some(Arc::new(EndpointChunk::new(out)))
+        Some(Arc::new(EndpointChunk::new(out, accounts)))
     }
 
     fn key(&self) -> Key {
@@ -260,7 +397,8 @@ impl Query for Selected {
     fn run(&self, view: &View<'_>) -> Self::Value {
         let service = view.service_by_id(&self.service)?;
         let declared = service.ports.iter().find(|p| p.number == self.port)?;
-        let mut out = Vec::new();
+        let peers = view.get(&PeerModes(Arc::clone(&service.namespace)));
+        let (mut out, mut accounts) = (Vec::new(), BTreeSet::new());
         for workload in view.selected_workloads(&service) {
             let Some(&address) = workload.addresses.first() else { continue };
             let Some(port) = target(declared, Some(&workload)) else { continue };
@@ -274,10 +412,19 @@ impl Query for Selected {
                 (None, None) => (Locality::default(), 1),
             };
             let locality = Arc::new(locality);
-            out.push(EndpointAddress { address, port, draining: false, locality, weight });
+            let labels = &workload.labels;
+            let mutual_tls = takes_mutual_tls(labels) && peers.allow_mutual_tls(labels, port);
+            if mutual_tls {
+                accounts.insert(match &workload.declared {
+                    Some(declared) => declared.account(&workload.namespace),
+                    None => Some(account(&workload.namespace, &workload.service_account)),
+                });
+            }
+            let draining = false;
+            out.push(EndpointAddress { address, port, draining, locality, weight, mutual_tls });
         }
         merge(&mut out);
-        (!out.is_empty()).then(|| Arc::new(EndpointChunk::new(out)))
+        (!out.is_empty()).then(|| Arc::new(EndpointChunk::new(out, accounts)))
     }
 
     fn key(&self) -> Key {
@@ -332,6 +479,7 @@ pub(super) fn built_in(view: &View<'_>, which: BuiltIn) -> Cluster {
         load_balancer,
         distributes: false,
         pinned: false,
+        tls: UpstreamTls::Plain,
         connect_timeout: view.mesh().connect_timeout,
         pool: ConnectionPool::default(),
         outlier_detection: None,
@@ -351,27 +499,14 @@ fn part_labels(view: &View<'_>, key: &ClusterKey) -> BTreeMap<Arc<str>, Arc<str>
 /// Build the endpoint set of a cluster.
 pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey, near: Option<&Locality>) -> Endpoints {
     let labels = part_labels(view, key);
-    let mut chunks = Vec::new();
     let mut origins = Origins::default();
-    if let Some((id, port)) = &key.service
-        && let Some(service) = view.service_by_id(id)
-        && let Some(port) = service.ports.iter().find(|p| p.number == *port)
-    {
-        origins.push(id.origin(""));
-        for slice in view.slices(&service) {
-            let name = Arc::clone(&port.name);
-            let chunk = Chunk { slice: slice.clone(), port: name, labels: labels.clone() };
-            if let Some(chunk) = &*view.get(&chunk) {
-                origins.push(slice.origin(""));
-                chunks.push(Arc::clone(chunk));
-            }
+    let chunks = match &key.service {
+        Some((id, port)) => {
+            origins.push(id.origin(""));
+            distinct(chunks(view, id, *port, &labels, &mut origins))
         }
-        if view.may_select(&service) {
-            let selected = Selected { service: id.clone(), port: port.number, labels };
-            chunks.extend((*view.get(&selected)).clone());
-        }
-    }
-    let chunks = distinct(chunks);
+        None => Vec::new(),
+    };
     let places = near.and_then(|near| {
         let mut weights: BTreeMap<Locality, u32> = BTreeMap::new();
         for endpoint in chunks.iter().flat_map(|chunk| &chunk.endpoints) {
@@ -381,6 +516,32 @@ pub(super) fn endpoints(view: &View<'_>, key: &ClusterKey, near: Option<&Localit
         places(view, key, near, &weights)
     });
     Endpoints { cluster: Arc::clone(&key.name), chunks, places, origins }
+}
+
+/// What slices and the selector of a service give to one of its ports.
+fn chunks(
+    view: &View<'_>,
+    id: &RowId,
+    port: u16,
+    labels: &Labels,
+    origins: &mut Origins,
+) -> Vec<Arc<EndpointChunk>> {
+    let mut chunks = Vec::new();
+    let Some(service) = view.service_by_id(id) else { return chunks };
+    let Some(port) = service.ports.iter().find(|p| p.number == port) else { return chunks };
+    for slice in view.slices(&service) {
+        let name = Arc::clone(&port.name);
+        let chunk = Chunk { slice: slice.clone(), port: name, labels: labels.clone() };
+        if let Some(chunk) = &*view.get(&chunk) {
+            origins.push(slice.origin(""));
+            chunks.push(Arc::clone(chunk));
+        }
+    }
+    if view.may_select(&service) {
+        let (service, labels) = (id.clone(), labels.clone());
+        chunks.extend((*view.get(&Selected { service, port: port.number, labels })).clone());
+    }
+    chunks
 }
 
 /// Chunks as they are, or, while slices name an endpoint twice, all in one.
@@ -397,20 +558,13 @@ fn distinct(chunks: Vec<Arc<EndpointChunk>>) -> Vec<Arc<EndpointChunk>> {
     }
     let mut endpoints = all().cloned().collect();
     merge(&mut endpoints);
-    vec![Arc::new(EndpointChunk::new(endpoints))]
+    let accounts = chunks.iter().flat_map(|chunk| chunk.accounts.iter().cloned()).collect();
+    vec![Arc::new(EndpointChunk::new(endpoints, accounts))]
 }
 
-/// Whether the workload behind an endpoint carries these labels.
-fn carries(
-    view: &View<'_>,
-    namespace: &Arc<str>,
-    endpoint: &Endpoint,
-    labels: &BTreeMap<Arc<str>, Arc<str>>,
-) -> bool {
-    if let Some(declared) = &endpoint.declared {
-        return selects(labels, &declared.labels);
-    }
+/// The workload behind an endpoint.
+fn workload(view: &View<'_>, namespace: &Arc<str>, endpoint: &Endpoint) -> Option<Arc<Workload>> {
     let by_name = endpoint.workload.as_ref().and_then(|n| view.workload(namespace, n));
     let by_address = || endpoint.addresses.iter().find_map(|a| view.workload_at(*a));
-    by_name.or_else(by_address).is_some_and(|workload| selects(labels, &workload.labels))
+    by_name.or_else(by_address)
 }

@@ -124,8 +124,8 @@ fn ruled(
 /// hosts bring it, and it is compared as often.
 pub(super) fn shared(view: &View<'_>, viewer: &Viewer, port: u16) -> Arc<Shared> {
     let own = view.get(&SharedPort { viewer: viewer.clone(), port });
-    let everybody = Viewer::sharing(Client::Anyone);
-    let shares = Viewer::sharing(viewer.client.clone()) == *viewer;
+    let everybody = Viewer::sharing(Client::Anyone, viewer.mutual_tls);
+    let shares = Viewer::sharing(viewer.client.clone(), viewer.mutual_tls) == *viewer;
     if !shares || *viewer == everybody {
         return own;
     }

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::authentication::OtherPorts;
 use super::client::Client;
 use super::inbound::{self, InboundKey};
 use super::sidecar::{Viewer, is_wide};
@@ -40,6 +41,8 @@ pub(crate) enum GroupRole {
         viewer: Viewer,
         /// Ports on which its workload takes connections.
         inbound: Vec<InboundKey>,
+        /// What it takes on others.
+        others: OtherPorts,
     },
 }
 
@@ -84,12 +87,12 @@ impl Query for GroupOf {
                 let asked = view.source_labels().into_iter();
                 let labels_asked = asked.filter(|wanted| selects(wanted, labels)).collect();
                 let captures = proxy.captures;
-                let inbound =
+                let (inbound, others) =
                     inbound::ports(view, proxy, labels, workload.as_deref(), sidecar.as_ref());
-                GroupRole::Sidecar {
-                    viewer: Viewer { client, scope, labels: labels_asked, captures, near },
-                    inbound,
-                }
+                let mutual_tls = proxy.capabilities.mutual_tls;
+                let labels = labels_asked;
+                let viewer = Viewer { client, scope, labels, captures, near, mutual_tls };
+                GroupRole::Sidecar { viewer, inbound, others }
             }
         };
         let namespace = Arc::clone(&proxy.namespace);

@@ -10,9 +10,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::authentication::{OtherPorts, PeerModes};
 use super::cluster::{connect_timeout, limits, policy_at_home};
 use super::{BuiltIn, Labels, RowKey, RowSet};
-use crate::ir::{Cluster, ClusterEndpoints, HttpVersion, InboundPort, Listener, Serves};
+use crate::ir::{
+    self, Cluster, ClusterEndpoints, HttpVersion, InboundPort, Listener, Serves, Takes, UpstreamTls,
+};
 use crate::names;
 use crate::object::Origins;
 use crate::proxy::Proxy;
@@ -33,6 +36,8 @@ pub struct InboundKey {
     pub port: u16,
     /// What is spoken on it.
     pub protocol: Protocol,
+    /// How clients may come in.
+    pub takes: Takes,
     /// Where the proxy hands them over.
     pub to: IngressTarget,
     /// The service or Sidecar that declares it, and the field.
@@ -45,24 +50,30 @@ pub struct InboundKey {
     pub bind: Option<IpAddr>,
 }
 
-/// The ports of a workload, sorted by number.
+/// The ports of a workload, sorted by number, and what it takes on all others.
 pub(super) fn ports(
     view: &View<'_>,
     proxy: &Proxy,
     labels: &Labels,
     workload: Option<&Workload>,
     sidecar: Option<&(RowId, Arc<SidecarScope>)>,
-) -> Vec<InboundKey> {
+) -> (Vec<InboundKey>, OtherPorts) {
     let namespace = &proxy.namespace;
+    let peers = view.get(&PeerModes(Arc::clone(namespace))).of(labels);
+    let mutual_tls = proxy.capabilities.mutual_tls;
+    let takes = |port| Takes::of(peers.on(port), mutual_tls);
     let mut ports: BTreeMap<u16, InboundKey> = BTreeMap::new();
     let sidecar_id = || sidecar.map(|(id, _)| id.clone());
-    if let Some((id, scope)) = sidecar.filter(|(_, scope)| !scope.ingress.is_empty()) {
+    let listing = sidecar.filter(|(_, scope)| !scope.ingress.is_empty());
+    let listed = listing.is_some();
+    if let Some((id, scope)) = listing {
         for listener in &scope.ingress {
             let IngressListener { field, port, protocol, bind, opened, to, pool: _ } = listener;
             let opened = *opened || !proxy.captures;
             ports.entry(*port).or_insert_with(|| InboundKey {
                 port: *port,
                 protocol: *protocol,
+                takes: takes(*port),
                 to: to.clone(),
                 origin: (id.clone(), Arc::clone(field)),
                 service: None,
@@ -70,13 +81,11 @@ pub(super) fn ports(
                 bind: if opened { bind.or(proxy.address) } else { None },
             });
         }
-        return ports.into_values().collect();
     }
-    if !proxy.captures {
-        // The workload opens its ports itself.
-        return Vec::new();
-    }
-    for (id, service) in view.services_selecting(namespace, labels) {
+    // Where nothing is captured, the workload opens its ports itself.
+    let declared = !listed && proxy.captures;
+    let services = declared.then(|| view.services_selecting(namespace, labels));
+    for (id, service) in services.into_iter().flatten() {
         if service.resolution != Resolution::Endpoints {
             continue;
         }
@@ -85,6 +94,7 @@ pub(super) fn ports(
             ports.entry(target).or_insert_with(|| InboundKey {
                 port: target,
                 protocol: port.protocol,
+                takes: takes(target),
                 to: IngressTarget::Original,
                 origin: (id.clone(), Arc::from(format!("spec.ports[{at}]"))),
                 service: Some((id.clone(), port.number)),
@@ -93,7 +103,8 @@ pub(super) fn ports(
             });
         }
     }
-    ports.into_values().collect()
+    let others = peers.others(|port| ports.contains_key(&port), mutual_tls);
+    (ports.into_values().collect(), others)
 }
 
 /// The port of a workload at which a service's port arrives.
@@ -108,7 +119,7 @@ pub(super) fn target(port: &ServicePort, workload: Option<&Workload>) -> Option<
 }
 
 /// The rows for these ports.
-pub(super) fn rows(ports: &[InboundKey], captures: bool) -> RowSet {
+pub(super) fn rows(ports: &[InboundKey], others: &OtherPorts, captures: bool) -> RowSet {
     let mut rows = RowSet::new();
     let (opened, captured): (Vec<_>, Vec<_>) =
         ports.iter().cloned().partition(|port| port.bind.is_some());
@@ -119,7 +130,7 @@ pub(super) fn rows(ports: &[InboundKey], captures: bool) -> RowSet {
         rows.insert(Arc::new(RowKey::InboundListener(port)));
     }
     if captures {
-        rows.insert(Arc::new(RowKey::VirtualInbound { ports: captured }));
+        rows.insert(Arc::new(RowKey::VirtualInbound { ports: captured, others: others.clone() }));
         rows.insert(Arc::new(RowKey::BuiltIn(BuiltIn::InboundPassthrough)));
         rows.insert(Arc::new(RowKey::BuiltIn(BuiltIn::BlackHole)));
     }
@@ -127,7 +138,11 @@ pub(super) fn rows(ports: &[InboundKey], captures: bool) -> RowSet {
 }
 
 /// Everything that comes in to a workload.
-pub(super) fn virtual_inbound(view: &View<'_>, ports: &[InboundKey]) -> Listener {
+pub(super) fn virtual_inbound(
+    view: &View<'_>,
+    ports: &[InboundKey],
+    others: &OtherPorts,
+) -> Listener {
     let mut origins = Origins::default();
     for port in ports {
         origins.push(port.origin.0.origin(Arc::clone(&port.origin.1)));
@@ -138,8 +153,13 @@ pub(super) fn virtual_inbound(view: &View<'_>, ports: &[InboundKey]) -> Listener
         port: CAPTURE_PORT,
         serves: Serves::Inbound {
             captured: true,
+            trust_domain: Arc::clone(&view.mesh().trust_domain),
             ports: ports.iter().map(inbound_port).collect(),
-            otherwise: Some(BuiltIn::InboundPassthrough.name()),
+            others: Some(ir::OtherPorts {
+                cluster: BuiltIn::InboundPassthrough.name(),
+                takes: others.takes,
+                ports: others.ports.iter().map(|(port, takes)| (*port, *takes)).collect(),
+            }),
         },
         access_log_file: view.mesh().access_log_file.clone(),
         origins,
@@ -154,8 +174,9 @@ pub(super) fn opened(view: &View<'_>, key: &InboundKey) -> Listener {
         port: key.port,
         serves: Serves::Inbound {
             captured: false,
+            trust_domain: Arc::clone(&view.mesh().trust_domain),
             ports: vec![inbound_port(key)],
-            otherwise: None,
+            others: None,
         },
         access_log_file: view.mesh().access_log_file.clone(),
         origins: Origins::one(key.origin.0.origin(Arc::clone(&key.origin.1))),
@@ -166,6 +187,7 @@ fn inbound_port(key: &InboundKey) -> InboundPort {
     InboundPort {
         port: key.port,
         protocol: key.protocol,
+        takes: key.takes,
         cluster: names::inbound_cluster(key.port),
         origins: Origins::one(key.origin.0.origin(Arc::clone(&key.origin.1))),
     }
@@ -196,6 +218,7 @@ pub(super) fn cluster(view: &View<'_>, key: &InboundKey) -> Cluster {
         },
         distributes: false,
         pinned: false,
+        tls: UpstreamTls::Plain,
         outlier_detection: None,
         connect_timeout: connect_timeout(view, &pool),
         pool: limits(pool),

@@ -5,12 +5,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::cluster::effective_policy;
 use super::router::origins;
 use super::{BuiltIn, ChainKey, Chains, ClusterKey, Servers};
 use crate::ir::{Chain, Listener, Serves, Shares};
 use crate::names;
 use crate::object::Origins;
-use crate::rows::OutboundPolicy;
+use crate::rows::{ClientTls, OutboundPolicy, Protocol, ServicePort};
 use crate::snapshot::RowId;
 use crate::track::View;
 
@@ -92,9 +93,9 @@ fn leaving<'a>(
     chains: impl Iterator<Item = &'a ChainKey>,
     otherwise: Result<&ChainKey, OutboundPolicy>,
 ) -> Listener {
-    let (otherwise, sticky) = match otherwise {
-        Ok(chain) => (shares(&chain.split), chain.is_sticky(view)),
-        Err(policy) => (vec![(BuiltIn::of(policy).name(), 1)], false),
+    let (otherwise, sticky, sniffed) = match otherwise {
+        Ok(chain) => (shares(&chain.split), chain.is_sticky(view), is_sniffed(view, &chain.split)),
+        Err(policy) => (vec![(BuiltIn::of(policy).name(), 1)], false, false),
     };
     Listener {
         name: Arc::default(),
@@ -106,6 +107,7 @@ fn leaving<'a>(
             chains: chains.map(|key| chain(view, key)).collect(),
             otherwise,
             sticky,
+            sniffed,
         },
         access_log_file: view.mesh().access_log_file.clone(),
         origins: Origins::default(),
@@ -127,10 +129,25 @@ fn chain(view: &View<'_>, key: &ChainKey) -> Chain {
         clients: key.clients.clone(),
         shares: shares(&key.split),
         sticky: key.is_sticky(view),
+        sniffed: is_sniffed(view, &key.split),
         origins: Origins::one(key.origin.0.origin(Arc::clone(&key.origin.1))),
     }
 }
 
 fn shares(split: &[(ClusterKey, u32)]) -> Shares {
     split.iter().map(|(cluster, weight)| (Arc::clone(&cluster.name), *weight)).collect()
+}
+
+/// Whether a server of the mesh behind one of the clusters finds out what is spoken.
+fn is_sniffed(view: &View<'_>, split: &[(ClusterKey, u32)]) -> bool {
+    split.iter().any(|(cluster, _)| {
+        let Some((id, number)) = &cluster.service else { return false };
+        let service = view.service_by_id(id);
+        let unknown = |p: &ServicePort| p.number == *number && p.protocol == Protocol::Unknown;
+        let of_mesh = || match effective_policy(view, cluster, &mut Origins::default()).tls {
+            None | Some(ClientTls::Mesh { .. }) => true,
+            Some(ClientTls::Disable | ClientTls::Origin(_) | ClientTls::Refused) => false,
+        };
+        service.is_some_and(|service| service.ports.iter().any(unknown)) && of_mesh()
+    })
 }

@@ -5,10 +5,10 @@
 //!
 //! | level | queries | read |
 //! |---|---|---|
-//! | 0 | `Mesh`, `RulesHead`, `Carried`, `Chunk`, `Selected`: endpoints of a slice, a selector | rows |
-//! | 1 | `PolicyChain`, `Imported`, `Excluded`, `Mentions`: namespaces that a host is named for | rows |
-//! | 2 | `Outcome`, `RuledConnections`: what destinations of rules come to; `PortMentions` | rules, services, policies |
-//! | 3 | `BaseView`, `SharedPort`: what sidecars have whatever hosts there are | services, rules |
+//! | 0 | `Mesh`, `RulesHead`, `Carried` | rows |
+//! | 1 | `PolicyChain`, `Imported`, `Excluded`, `PeerModes`, `Mentions`: namespaces that a host is named for | rows |
+//! | 2 | `Outcome`, `RuledConnections`: what destinations of rules come to; `PortMentions`; `Chunk`, `Selected`: endpoints of a slice, a selector | rules, services, policies |
+//! | 3 | `BaseView`, `SharedPort`: what sidecars have whatever hosts there are; `Accounts` of endpoints | services, rules, endpoints |
 //! | 4 | `PortView`: listener and routes of a port | these, rules for `*` |
 //! | 5 | `HostView`: what one viewer gets for a host | all of these |
 //! | 6 | `HostViews`, `SidecarRows`, `Group`, `Lint` | all of these |
@@ -19,6 +19,7 @@
 //! **Invariant:** queries see the snapshot only through the `View`; a row is a function of its key
 //! and of what the `View` notes.
 
+mod authentication;
 mod client;
 mod cluster;
 mod connections;
@@ -48,8 +49,10 @@ use crate::rows::{Locality, Mesh, OutboundPolicy};
 use crate::snapshot::{IndexKey, RowId};
 use crate::track::{AnyValue, Query, View, rerun};
 
+use authentication::OtherPorts;
+pub(crate) use authentication::PeerModes;
 pub(crate) use client::Client;
-pub(crate) use cluster::{Chunk, Selected};
+pub(crate) use cluster::{Accounts, Chunk, Selected};
 use connections::{ChainKey, Chains};
 pub(crate) use connections::{RuledConnections, SharedPort};
 pub(crate) use destination::{Outcome, PolicyChain};
@@ -119,6 +122,8 @@ pub enum RowKey {
     VirtualInbound {
         /// Ports of the workload.
         ports: Vec<InboundKey>,
+        /// What it takes on others.
+        others: OtherPorts,
     },
     /// A port of a workload that its proxy opens.
     InboundListener(InboundKey),
@@ -138,7 +143,12 @@ pub enum RowKey {
     /// A cluster that no service stands behind.
     BuiltIn(BuiltIn),
     /// A destination.
-    Cluster(ClusterKey),
+    Cluster {
+        /// The destination.
+        cluster: ClusterKey,
+        /// Whether the proxy holds a certificate of its workload.
+        mutual_tls: bool,
+    },
     /// Its endpoints.
     Endpoints {
         /// The destination.
@@ -255,8 +265,10 @@ pub(crate) enum Key {
     Mesh,
     RulesHead(RulesHead),
     Carried(Carried),
+    PeerModes(PeerModes),
     Chunk(Chunk),
     Selected(Selected),
+    Accounts(Accounts),
     Imported(Imported),
     Excluded(Excluded),
     RuledConnections(RuledConnections),
@@ -303,14 +315,18 @@ impl Key {
     /// A query reads only lower levels.
     pub(crate) fn level(&self) -> u8 {
         match self {
-            Self::Mesh
-            | Self::RulesHead(_)
-            | Self::Carried(_)
+            Self::Mesh | Self::RulesHead(_) | Self::Carried(_) => 0,
+            Self::PeerModes(_)
+            | Self::Imported(_)
+            | Self::Excluded(_)
+            | Self::PolicyChain(_)
+            | Self::Mentions(_) => 1,
+            Self::Outcome(_)
+            | Self::RuledConnections(_)
+            | Self::PortMentions(_)
             | Self::Chunk(_)
-            | Self::Selected(_) => 0,
-            Self::Imported(_) | Self::Excluded(_) | Self::PolicyChain(_) | Self::Mentions(_) => 1,
-            Self::Outcome(_) | Self::RuledConnections(_) | Self::PortMentions(_) => 2,
-            Self::BaseView(_) | Self::SharedPort(_) => 3,
+            | Self::Selected(_) => 2,
+            Self::BaseView(_) | Self::SharedPort(_) | Self::Accounts(_) => 3,
             Self::PortView(_) => 4,
             Self::HostView(_) => 5,
             Self::HostViews(_) | Self::SidecarRows(_) | Self::Group(_) | Self::Lint(_) => 6,
@@ -328,7 +344,9 @@ impl Key {
             Self::Mesh => rerun(&MeshSettings, view, old),
             Self::RulesHead(query) => rerun(query, view, old),
             Self::Carried(query) => rerun(query, view, old),
+            Self::PeerModes(query) => rerun(query, view, old),
             Self::Chunk(query) => rerun(query, view, old),
+            Self::Accounts(query) => rerun(query, view, old),
             Self::Selected(query) => rerun(query, view, old),
             Self::Imported(query) => rerun(query, view, old),
             Self::Excluded(query) => rerun(query, view, old),
@@ -357,7 +375,9 @@ impl fmt::Display for Key {
             Self::Mesh => write!(f, "mesh settings"),
             Self::RulesHead(q) => write!(f, "hosts and gateways of {}", q.0.object),
             Self::Carried(q) => write!(f, "workloads of {} labelled {:?}", q.namespace, q.labels),
+            Self::PeerModes(q) => write!(f, "what workloads of {} take", q.0),
             Self::Chunk(q) => write!(f, "endpoints of {q}"),
+            Self::Accounts(q) => write!(f, "accounts of {}", q.service.object),
             Self::Imported(q) => write!(f, "hosts that {} lets through", q.0.object),
             Self::Excluded(q) => {
                 write!(f, "conditions of {} that do not hold for {}", q.rules.object, q.client)
@@ -372,7 +392,7 @@ impl fmt::Display for Key {
             Self::BaseView(q) => write!(f, "what every sidecar of {} has", q.0.client),
             Self::PortView(q) => write!(f, "port {} for {}", q.port, q.viewer.client),
             Self::HostView(q) => write!(f, "host {} for {}", q.host, q.viewer.client),
-            Self::HostViews(q) => write!(f, "host {} for all namespaces", q.0),
+            Self::HostViews(q) => write!(f, "host {} for all namespaces", q.host),
             Self::SidecarRows(q) => write!(f, "all hosts for {}", q.0.client),
             Self::PolicyChain(q) => write!(f, "policies of {} for {}", q.host, q.client),
             Self::Outcome(q) => {
@@ -415,7 +435,7 @@ impl fmt::Display for RowKey {
                 let name = names::virtual_host(&key.route_config, &key.domain);
                 write!(f, "virtual host {name}")
             }
-            Self::Cluster(key) => write!(f, "cluster {}", key.name),
+            Self::Cluster { cluster, .. } => write!(f, "cluster {}", cluster.name),
             Self::Endpoints { cluster, .. } => write!(f, "endpoint set {}", cluster.name),
         }
     }
@@ -454,7 +474,9 @@ impl Query for Arc<RowKey> {
                 let at = (*address, *port);
                 Listener(listener::to_address(view, at, *http, service, chains, otherwise))
             }
-            RowKey::VirtualInbound { ports } => Listener(inbound::virtual_inbound(view, ports)),
+            RowKey::VirtualInbound { ports, others } => {
+                Listener(inbound::virtual_inbound(view, ports, others))
+            }
             RowKey::InboundListener(key) => Listener(inbound::opened(view, key)),
             RowKey::InboundCluster(key) => Cluster(Box::new(inbound::cluster(view, key))),
             RowKey::RouteConfiguration { name, inline, servers } => {
@@ -463,7 +485,9 @@ impl Query for Arc<RowKey> {
             }
             RowKey::VirtualHost(key) => VirtualHost(virtual_host::virtual_host(view, key)),
             RowKey::BuiltIn(which) => Cluster(Box::new(cluster::built_in(view, *which))),
-            RowKey::Cluster(key) => Cluster(Box::new(cluster::cluster(view, key))),
+            RowKey::Cluster { cluster, mutual_tls } => {
+                Cluster(Box::new(cluster::cluster(view, cluster, *mutual_tls)))
+            }
             RowKey::Endpoints { cluster, near } => {
                 Endpoints(cluster::endpoints(view, cluster, near.as_ref()))
             }

@@ -64,7 +64,8 @@ pub(super) fn rows(
             let Plan { rules, bound: _, servers } = plan;
             let rules: Vec<BoundRules> = rules.into_iter().map(|(_, bound)| bound).collect();
             for bound in &rules {
-                add_clusters(view, near, bound, &mut rows, &mut missing);
+                let client = (near, group.capabilities.mutual_tls);
+                add_clusters(view, client, bound, &mut rows, &mut missing);
             }
             rows.insert(Arc::new(RowKey::VirtualHost(HostKey {
                 route_config: Arc::clone(&route_config),
@@ -78,7 +79,9 @@ pub(super) fn rows(
         let config = RowKey::RouteConfiguration { name: route_config, inline: None, servers };
         rows.insert(Arc::new(config));
     }
-    rows.extend(missing.into_values().map(|key| Arc::new(RowKey::Cluster(key))));
+    let mutual_tls = group.capabilities.mutual_tls;
+    let row = |cluster| Arc::new(RowKey::Cluster { cluster, mutual_tls });
+    rows.extend(missing.into_values().map(row));
     rows
 }
 
@@ -186,7 +189,7 @@ pub(super) fn served_domains(patterns: &[HostPattern], head: &Head) -> BTreeSet<
 /// each is kept, so that the scope holds one of a name.
 fn add_clusters(
     view: &View<'_>,
-    near: Option<&Locality>,
+    (near, mutual_tls): (Option<&Locality>, bool),
     bound: &BoundRules,
     rows: &mut RowSet,
     missing: &mut BTreeMap<Arc<str>, ClusterKey>,
@@ -199,7 +202,8 @@ fn add_clusters(
                     let near = near.filter(|_| matters(view, cluster)).cloned();
                     rows.insert(Arc::new(RowKey::Endpoints { cluster: cluster.clone(), near }));
                 }
-                rows.insert(Arc::new(RowKey::Cluster(cluster.clone())));
+                let cluster = cluster.clone();
+                rows.insert(Arc::new(RowKey::Cluster { cluster, mutual_tls }));
                 continue;
             }
             let asked_by = Some((bound.id.clone(), rule, position));

@@ -24,8 +24,8 @@ impl Query for Scope {
             GroupRole::Router { gateways, ports, near } => {
                 router::rows(view, group, gateways, ports, near.as_ref())
             }
-            GroupRole::Sidecar { viewer, inbound } => {
-                let mut rows = inbound::rows(inbound, viewer.captures);
+            GroupRole::Sidecar { viewer, inbound, others } => {
+                let mut rows = inbound::rows(inbound, others, viewer.captures);
                 if !group.shares() {
                     rows.extend(view.get(&SidecarRows(viewer.clone())).iter().cloned());
                 }

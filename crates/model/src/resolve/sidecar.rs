@@ -47,6 +47,8 @@ pub(crate) struct Viewer {
     pub(crate) captures: bool,
     /// Where its workload runs, as far as that matters for any cluster.
     pub(crate) near: Option<Locality>,
+    /// Whether it holds a certificate of its workload.
+    pub(crate) mutual_tls: bool,
 }
 
 /// Rows that every sidecar has, whatever hosts there are.
@@ -199,7 +201,8 @@ fn add_clusters(
             let near = viewer.near.as_ref().filter(|_| matters(view, &cluster)).cloned();
             rows.insert(Arc::new(RowKey::Endpoints { cluster: cluster.clone(), near }));
         }
-        rows.insert(Arc::new(RowKey::Cluster(cluster)));
+        let mutual_tls = viewer.mutual_tls;
+        rows.insert(Arc::new(RowKey::Cluster { cluster, mutual_tls }));
     }
 }
 
@@ -279,8 +282,9 @@ fn any_http(view: &View<'_>, viewer: &Viewer, port: u16) -> bool {
 
 impl Viewer {
     /// One that has what all others of its kind have.
-    pub(crate) fn sharing(client: Client) -> Self {
-        Self { client, scope: None, labels: BTreeSet::new(), captures: true, near: None }
+    pub(crate) fn sharing(client: Client, mutual_tls: bool) -> Self {
+        let labels = BTreeSet::new();
+        Self { client, scope: None, labels, captures: true, near: None, mutual_tls }
     }
 }
 

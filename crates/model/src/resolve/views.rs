@@ -19,7 +19,10 @@ use crate::track::{Query, View};
 
 /// Rows of a host for everybody, and for the namespaces that get others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct HostViews(pub(crate) Arc<str>);
+pub(crate) struct HostViews {
+    pub(crate) host: Arc<str>,
+    pub(crate) mutual_tls: bool,
+}
 
 /// The value of `HostViews`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,8 +71,9 @@ impl Query for HostViews {
     type Value = Views;
 
     fn run(&self, view: &View<'_>) -> Views {
-        let host = &self.0;
-        let of = |client| HostView { host: Arc::clone(host), viewer: Viewer::sharing(client) };
+        let host = &self.host;
+        let viewer = |client| Viewer::sharing(client, self.mutual_tls);
+        let of = |client| HostView { host: Arc::clone(host), viewer: viewer(client) };
         let everybody = view.get(&of(Client::Anyone));
         let mut namespaces = mentioned(view, host);
         let mut ports = BTreeSet::from([DEFAULT_PORT]);

@@ -17,6 +17,11 @@ pub struct Mesh {
     pub root_namespace: Arc<str>,
     /// Domain of services, such as `cluster.local`. Source: Kubernetes, not MeshConfig.
     pub domain: Arc<str>,
+    /// Domain of identities, as in `spiffe://cluster.local/…`. Source: `trustDomain`.
+    pub trust_domain: Arc<str>,
+    /// Whether clients use mutual TLS where the endpoint takes it, without being told. Source:
+    /// `enableAutoMtls`.
+    pub auto_mtls: bool,
     /// Time to open a connection where no policy says otherwise. Source: `connectTimeout`.
     pub connect_timeout: Duration,
     /// Retries where a rule has none of its own. Source: `defaultHttpRetryPolicy`.
@@ -44,6 +49,8 @@ impl Default for Mesh {
         Self {
             root_namespace: Arc::from("istio-system"),
             domain: Arc::from("cluster.local"),
+            trust_domain: Arc::from("cluster.local"),
+            auto_mtls: true,
             connect_timeout: Duration::from_secs(10),
             default_retry: RetryPolicy::default(),
             access_log_file: None,

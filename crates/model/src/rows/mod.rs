@@ -5,6 +5,7 @@
 //! **Invariant:** rows are plain immutable values in the mesh's own terms; short host names are
 //! already full here, defaults of the syntax already applied.
 
+mod authentication;
 mod gateway;
 mod mesh;
 mod policy;
@@ -16,6 +17,9 @@ mod workload;
 
 pub use ipnet::IpNet;
 
+pub use authentication::{
+    ClientTls, OriginTls, PeerMode, PeerPolicy, TLS_MODE, TLS_MODE_LABEL, account, takes_mutual_tls,
+};
 pub use gateway::{Gateway, HostPattern, HostScope, Server};
 pub use mesh::Mesh;
 pub use policy::{

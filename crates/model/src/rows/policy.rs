@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::authentication::ClientTls;
 use super::visibility::Visibility;
 
 /// How an endpoint is chosen.
@@ -187,6 +188,8 @@ pub struct TrafficPolicy {
     pub connection_pool: Option<ConnectionPool>,
     /// Setting endpoints aside.
     pub outlier_detection: Option<OutlierDetection>,
+    /// How connections are secured. Shape: none = by mutual TLS where the endpoint takes it.
+    pub tls: Option<ClientTls>,
     /// What holds for a port of the service instead of all of the above.
     pub ports: BTreeMap<u16, TrafficPolicy>,
 }
@@ -240,12 +243,14 @@ impl TrafficPolicy {
         if let Some(own) = part.ports.get(&port) {
             return own.clone();
         }
-        let Self { load_balancer, connection_pool, outlier_detection, ports: _ } = part.clone();
+        let Self { load_balancer, connection_pool, outlier_detection, tls, ports: _ } =
+            part.clone();
         let whole = self.of_port(port);
         Self {
             load_balancer: load_balancer.or(whole.load_balancer),
             connection_pool: connection_pool.or(whole.connection_pool),
             outlier_detection: outlier_detection.or(whole.outlier_detection),
+            tls: tls.or(whole.tls),
             ports: BTreeMap::new(),
         }
     }

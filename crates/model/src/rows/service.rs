@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::authentication::account;
 use super::visibility::Visibility;
 use super::workload::Locality;
 
@@ -123,6 +124,8 @@ pub struct Declared {
     pub dns_name: Option<Arc<str>>,
     /// Labels.
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// Identity it runs as. Shape: none = nobody said.
+    pub service_account: Option<Arc<str>>,
     /// Where it runs.
     pub locality: Locality,
     /// Share of requests relative to others; at least 1.
@@ -161,6 +164,15 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
 }
 
+// === impl Declared ===
+
+impl Declared {
+    /// Whom it runs as, in this namespace, as identities name it.
+    pub fn account(&self, namespace: &str) -> Option<Arc<str>> {
+        self.service_account.as_ref().map(|name| account(namespace, name))
+    }
+}
+
 // === impl Endpoint ===
 
 impl Endpoint {
@@ -169,6 +181,7 @@ impl Endpoint {
         let declared = Declared {
             dns_name: Some(Arc::clone(name)),
             labels: BTreeMap::new(),
+            service_account: None,
             locality: Locality::default(),
             weight: 1,
         };

@@ -7,13 +7,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{
-    Declared, DefaultVisibility, Destination, DestinationPolicy, EgressListener, Endpoint,
-    EndpointSlice, Forward, Gateway, GatewayName, HashKey, HostPattern, HostScope, HttpAction,
-    HttpMatch, HttpRule, IngressListener, IngressTarget, LbAlgorithm, LoadBalancer, Locality,
-    LocalityBalance, Mesh, Namespace, Node, OutboundPolicy, OutlierDetection, Protocol, Resolution,
-    Rewrite, RouteRules, Selects, Server, Service, ServicePort, SidecarScope, SlicePort, Source,
-    StringMatch, Subset, TargetPort, TcpMatch, TcpRule, TlsMatch, TlsRule, TrafficPolicy,
-    WeightedDestination, Workload,
+    ClientTls, Declared, DefaultVisibility, Destination, DestinationPolicy, EgressListener,
+    Endpoint, EndpointSlice, Forward, Gateway, GatewayName, HashKey, HostPattern, HostScope,
+    HttpAction, HttpMatch, HttpRule, IngressListener, IngressTarget, LbAlgorithm, LoadBalancer,
+    Locality, LocalityBalance, Mesh, Namespace, Node, OutboundPolicy, OutlierDetection, PeerMode,
+    PeerPolicy, Protocol, Resolution, Rewrite, RouteRules, Selects, Server, Service, ServicePort,
+    SidecarScope, SlicePort, Source, StringMatch, Subset, TLS_MODE, TLS_MODE_LABEL, TargetPort,
+    TcpMatch, TcpRule, TlsMatch, TlsRule, TrafficPolicy, WeightedDestination, Workload,
 };
 use model::{
     Capabilities, Engine, Kind, LayerId, ObjectRef, Proxy, ProxyKey, ResourceId, Row, ScopeId, ir,
@@ -125,7 +125,8 @@ fn service() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
 fn declared(n: u8) -> Arc<Declared> {
     Arc::new(Declared {
         dns_name: (n == 1).then(|| "b.com".into()),
-        labels: labels(&[("version", &format!("v{n}"))]),
+        labels: labels(&[("version", &format!("v{n}")), (TLS_MODE_LABEL, TLS_MODE)]),
+        service_account: (n == 2).then(|| "sa".into()),
         locality: Locality { zone: format!("z{n}").into(), ..Locality::default() },
         weight: u32::from(n) + 1,
     })
@@ -158,14 +159,19 @@ fn slice() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
 }
 
 fn workload() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    (0..4_u8, 0..2_u8, 0..3_u8, namespace(), 0..4_u8).prop_map(
-        |(n, app, version, namespace, form)| {
+    (0..4_u8, 0..2_u8, 0..3_u8, namespace(), 0..4_u8, any::<bool>()).prop_map(
+        |(n, app, version, namespace, form, mutual_tls)| {
+            let mut own =
+                labels(&[("app", &format!("s{app}")), ("version", &format!("v{version}"))]);
+            if mutual_tls {
+                own.insert(TLS_MODE_LABEL.into(), TLS_MODE.into());
+            }
             let row = Workload {
                 namespace: namespace.into(),
                 name: format!("p{n}").into(),
-                labels: labels(&[("app", &format!("s{app}")), ("version", &format!("v{version}"))]),
+                labels: own,
                 addresses: vec![IpAddr::from([127, 0, 0, n])],
-                service_account: "default".into(),
+                service_account: if version == 0 { "default" } else { "sa" }.into(),
                 named_ports: BTreeMap::new(),
                 node: (form == 3).then(|| "n0".into()),
                 ready: form != 1,
@@ -303,8 +309,14 @@ fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         Some(hash),
         Some(placed),
     ]);
-    (0..2_u8, of, balancer, 0..3_u8, namespace(), visibility()).prop_map(
-        |(n, of, load_balancer, version, namespace, export_to)| {
+    let tls = select(vec![
+        None,
+        Some(ClientTls::Disable),
+        Some(ClientTls::Mesh { sni: None, names: vec![] }),
+        Some(ClientTls::Refused),
+    ]);
+    (0..2_u8, of, balancer, 0..3_u8, namespace(), visibility(), tls).prop_map(
+        |(n, of, load_balancer, version, namespace, export_to, tls)| {
             let row = DestinationPolicy {
                 namespace: namespace.into(),
                 created: None,
@@ -315,6 +327,7 @@ fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
                     ports: BTreeMap::from([(81, TrafficPolicy::default())]),
                     load_balancer,
                     outlier_detection: (version == 2).then(OutlierDetection::default),
+                    tls: tls.clone(),
                     ..TrafficPolicy::default()
                 },
                 subsets: vec![Subset {
@@ -406,6 +419,29 @@ fn sidecar_scope() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
     )
 }
 
+fn peer_policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
+    let namespaces = select(vec!["ns", "other", "istio-system"]);
+    let mode = || {
+        let modes = [PeerMode::Disable, PeerMode::Permissive, PeerMode::Strict];
+        select(modes.map(Some).into_iter().chain([None]).collect::<Vec<_>>())
+    };
+    (0..2_u8, 0..3_u8, namespaces, mode(), mode()).prop_map(|(n, form, namespace, mode, port)| {
+        let row = PeerPolicy {
+            namespace: namespace.into(),
+            created: None,
+            selector: match form {
+                0 => BTreeMap::new(),
+                1 => labels(&[("app", "s0")]),
+                _ => labels(&[("app", "s0"), ("version", "v1")]),
+            },
+            mode,
+            ports: port.into_iter().map(|mode| (8080, mode)).collect(),
+        };
+        let name = format!("a{n}");
+        (owner_in(namespace, "PeerAuthentication", &name), Row::PeerPolicy(row.into()))
+    })
+}
+
 fn settings() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
     (1..3_u64, default_visibility(), default_visibility(), default_visibility(), any::<bool>())
         .prop_map(|(seconds, rules_export_to, policies_export_to, services_export_to, open)| {
@@ -434,6 +470,7 @@ pub(crate) fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         3 => policy(),
         1 => gateway(),
         2 => sidecar_scope(),
+        2 => peer_policy(),
         1 => (0..2_u8, 0..2_u8).prop_map(|(n, zone)| {
             let locality = Locality { zone: format!("z{zone}").into(), ..Locality::default() };
             let row = Node { name: format!("n{n}").into(), locality };
@@ -449,9 +486,10 @@ pub(crate) fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
 
 /// Gateways and sidecars of several namespaces, one of which no object is in.
 pub(crate) fn proxies() -> Vec<(ProxyKey, Proxy)> {
-    let full = Capabilities { vhds: true };
-    let inline = Capabilities { vhds: false };
+    let full = Capabilities { vhds: true, mutual_tls: false };
+    let inline = Capabilities { vhds: false, mutual_tls: false };
     let proxy = |id, capabilities| Proxy::parse(id, None, capabilities).expect("valid");
+    let agent = Capabilities { mutual_tls: true, ..full };
     let mut labelled = proxy("router~1.1.1.1~x.ns~d", full);
     labelled.labels = labels(&[("gw", "1")]);
     let mut alone = proxy("sidecar~1.1.1.1~p3.ns~d", full);
@@ -467,6 +505,9 @@ pub(crate) fn proxies() -> Vec<(ProxyKey, Proxy)> {
         proxy("router~1.1.1.1~p0.other~d", full),
         proxy("sidecar~1.1.1.1~p0.ns~d", full),
         proxy("sidecar~1.1.1.1~p1.ns~d", full),
+        proxy("sidecar~1.1.1.1~p1.ns~d", agent),
+        proxy("sidecar~1.1.1.1~p2.other~d", agent),
+        proxy("router~1.1.1.1~p2.ns~d", agent),
         proxy("sidecar~1.1.1.1~p2.ns~d", inline),
         proxy("sidecar~1.1.1.1~p0.other~d", full),
         proxy("sidecar~1.1.1.1~p0.third~d", full),
