@@ -8,8 +8,8 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked -p controller -p cli && mkdir /out && \
-    cp target/release/heddle-controller target/release/heddle /out/
+RUN cargo build --release --locked -p controller -p cli -p agent && mkdir /out && \
+    cp target/release/heddle-controller target/release/heddle target/release/heddle-agent /out/
 
 # The control plane.
 FROM gcr.io/distroless/cc-debian12:nonroot AS controller
@@ -20,9 +20,10 @@ ENTRYPOINT ["/usr/local/bin/heddle-controller"]
 
 FROM envoyproxy/envoy:v1.40.0 AS envoy
 
-# A stock Envoy, and the command that writes its bootstrap.
+# A stock Envoy, and the agent that looks after it: beside workloads and in gateways.
 FROM gcr.io/distroless/cc-debian12:nonroot AS proxy
 COPY --from=envoy /usr/local/bin/envoy /usr/local/bin/envoy
+COPY --from=build /out/heddle-agent /usr/local/bin/heddle-agent
 COPY --from=build /out/heddle /usr/local/bin/heddle
 USER 65532
-ENTRYPOINT ["/usr/local/bin/envoy"]
+ENTRYPOINT ["/usr/local/bin/heddle-agent"]

@@ -24,7 +24,7 @@ pub(crate) const SYSTEM: &str = "heddle-system";
 /// would serve.
 const VALUES: [&str; 4] = [
     "image.tag=test",
-    "gateway.image.tag=test",
+    "proxy.image.tag=test",
     "gateway.enabled=true",
     "gateway.service.type=ClusterIP",
 ];
