@@ -1,17 +1,18 @@
 //! Two real sidecars whose pods' connections are captured, both ways.
 //!
-//! In: `ENVOY_BIN`, root, `unshare`, `nsenter`, `ip`, `iptables`, `setpriv`; skipped aloud without
+//! In: `ENVOY_BIN`, root, `unshare`, `nsenter`, `ip`, `nft`, `iptables`, `setpriv`; skipped aloud without
 //! one of them. Out: what comes back to a client that connects to addresses of services.
 //!
 //! The test starts itself again in a network namespace of its own: the pod of the client, and the
 //! controller in it. Two further namespaces are the pod of a server, with a sidecar of its own, and
-//! the rest of the world, without. What the proxies themselves send is known by its user.
+//! the rest of the world, without. What the proxies themselves send is known by its user. The rules
+//! are those of `heddle-agent init`.
 //!
 //! **Invariant:** nothing outside of those namespaces is touched, and they end with the process.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test")]
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use envoy_api::bootstrap::{Bootstrap, Protocol};
 use house::backend::NAME_HEADER;
 use house::client::Client;
 use house::mesh::{Controller, Envoy, replace};
-use house::namespace::{self, Neighbour, run};
+use house::namespace::{self, Neighbour, PROXY_USER, run};
 use house::process::{Leashed, built, sibling};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -54,6 +55,13 @@ const FIRST: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 3);
 const SHOP_ECHO: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 4);
 const UNNAMED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 5);
 const GREETER: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 6);
+
+/// The same pods, and services, by IPv6.
+const CLIENT_POD_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 9);
+const SERVER_POD_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1);
+const OTHER_POD_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 2);
+const WEB_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1);
+const ECHO_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 2);
 
 const MESH: &str = r#"
 apiVersion: v1
@@ -97,20 +105,30 @@ spec:
 "#;
 
 /// A service and its endpoints. `port`: name, number, number on its pods.
-fn service(id: &str, ip: &str, port: (&str, u16, u16), pods: &[(&str, Ipv4Addr)]) -> String {
+fn service(
+    id: &str,
+    ip: &str,
+    port: (&str, u16, u16),
+    pods: &[(&str, impl Into<IpAddr> + Copy)],
+) -> String {
     let (namespace, name) = id.split_once('/').expect("namespace and name");
     let (label, number, target) = port;
+    let ipv6 = pods.iter().any(|(_, address)| (*address).into().is_ipv6());
+    let family = if ipv6 { "IPv6" } else { "IPv4" };
     let mut out = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: {namespace} }}\n\
-         spec: {{ clusterIP: {ip}, selector: {{ app: server }}, \
+         spec: {{ clusterIP: \"{ip}\", selector: {{ app: server }}, \
          ports: [{{ name: \"{label}\", port: {number}, targetPort: {target} }}] }}\n---\n\
          apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
          metadata: {{ name: {name}-1, namespace: {namespace}, labels: {{ kubernetes.io/service-name: {name} }} }}\n\
-         addressType: IPv4\nports: [{{ name: \"{label}\", port: {target} }}]\nendpoints:\n"
+         addressType: {family}\nports: [{{ name: \"{label}\", port: {target} }}]\nendpoints:\n"
     );
     for (pod, address) in pods {
         let reference = format!("targetRef: {{ kind: Pod, name: {pod} }}");
-        out.push_str(&format!("- {{ addresses: [{address}], hostname: {pod}, {reference} }}\n"));
+        let address: IpAddr = (*address).into();
+        out.push_str(&format!(
+            "- {{ addresses: [\"{address}\"], hostname: {pod}, {reference} }}\n"
+        ));
     }
     out + "---\n"
 }
@@ -127,6 +145,8 @@ fn services() -> String {
         + &service("default/db", "None", ("http", 8082, 8082), &[server, other])
         + &service("default/raw", "None", ("tcp", 9002, 9002), &[server, other])
         + &service("shop/echo", "10.96.0.4", ("tcp", 80, 9000), &[shop])
+        + &service("default/web6", "fd00:96::1", ("http", 80, 8080), &[("db-0", SERVER_POD_6)])
+        + &service("default/echo6", "fd00:96::2", ("tcp", 80, 9000), &[("db-0", SERVER_POD_6)])
         + &service("shop/unnamed", "10.96.0.5", ("", 8000, 8080), &[shop])
 }
 
@@ -161,23 +181,37 @@ struct Mesh {
 }
 
 #[test]
-fn given_two_sidecars_when_connections_are_captured_then_each_reaches_what_it_was_meant_for() {
+fn given_two_sidecars_when_nft_captures_connections_then_each_reaches_what_it_was_meant_for() {
+    run_by("nft");
+}
+
+#[test]
+fn given_two_sidecars_when_iptables_captures_connections_then_each_reaches_what_it_was_meant_for() {
+    run_by("iptables");
+}
+
+fn run_by(tool: &str) {
     let Some(envoy) = Envoy::binary() else {
         eprintln!("SKIPPED: ENVOY_BIN names no Envoy binary");
         return;
     };
-    let controller =
-        || Ok(built(env!("CARGO"), "heddle-controller")?.to_string_lossy().into_owned());
-    if namespace::is_within(controller) {
+    let binaries = || {
+        let controller = built(env!("CARGO"), "heddle-controller")?;
+        let agent = built(env!("CARGO"), "heddle-agent")?;
+        Ok(format!("{}\n{}", controller.display(), agent.display()))
+    };
+    if namespace::is_within(binaries) {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let controller = PathBuf::from(namespace::carried());
-        runtime.block_on(captured(&envoy, &controller)).expect("both are served");
+        let carried = namespace::carried();
+        let (controller, agent) = carried.split_once('\n').expect("two binaries");
+        let binaries = [&envoy, Path::new(controller), Path::new(agent)];
+        runtime.block_on(captured(binaries, tool)).expect("both are served");
     }
 }
 
-async fn captured(envoy: &Path, controller: &Path) -> Result<()> {
+async fn captured(binaries: [&Path; 3], tool: &str) -> Result<()> {
     let work = tempfile::tempdir()?;
-    let mut mesh = Mesh::start(envoy, controller, work.path()).await?;
+    let mut mesh = Mesh::start(binaries, tool, work.path()).await?;
     let mut wrong = Vec::new();
     let mut check = |what: &str, result: Result<()>| {
         if let Err(error) = result {
@@ -191,6 +225,7 @@ async fn captured(envoy: &Path, controller: &Path) -> Result<()> {
     check("TLS", tls().await);
     check("undeclared", undeclared(true).await);
     check("inbound", mesh.inbound().await);
+    check("IPv6", mesh.ipv6().await);
     check("an edit", mesh.edited().await);
     check("REGISTRY_ONLY", mesh.declared_only().await);
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -305,15 +340,16 @@ async fn served(client: &mut Client, host: &str, path: &str, by: &str) -> Result
 }
 
 /// Say something, and hear it again from this one.
-async fn echoed(address: Ipv4Addr, port: u16, said: &[u8], by: &str) -> Result<()> {
+async fn echoed(address: impl Into<IpAddr>, port: u16, said: &[u8], by: &str) -> Result<()> {
+    let address = address.into();
     let mut stream = connect(address, port).await?;
     stream.write_all(said).await?;
     let expected = [format!("{by} ").as_bytes(), said].concat();
     heard(&mut stream, &expected).await.with_context(|| format!("{address}:{port}"))
 }
 
-async fn connect(address: Ipv4Addr, port: u16) -> Result<TcpStream> {
-    Ok(timeout(PATIENCE, TcpStream::connect((address, port))).await??)
+async fn connect(address: impl Into<IpAddr>, port: u16) -> Result<TcpStream> {
+    Ok(timeout(PATIENCE, TcpStream::connect((address.into(), port))).await??)
 }
 
 async fn heard(stream: &mut TcpStream, expected: &[u8]) -> Result<()> {
@@ -328,18 +364,35 @@ async fn heard(stream: &mut TcpStream, expected: &[u8]) -> Result<()> {
 // === impl Mesh ===
 
 impl Mesh {
-    async fn start(envoy: &Path, controller: &Path, work: &Path) -> Result<Self> {
+    async fn start(
+        [envoy, controller, agent]: [&Path; 3],
+        tool: &str,
+        work: &Path,
+    ) -> Result<Self> {
         run("ip link set lo up")?;
         run(&format!("ip address add {CONTROLLER}/32 dev lo"))?;
         run(&format!("ip address add {CLIENT_POD}/32 dev lo"))?;
-        let server = Neighbour::start("server", &[SERVER_POD, SERVER_ADMIN], work)?;
+        run(&format!("ip -6 address add {CLIENT_POD_6}/128 dev lo"))?;
+        let addresses = [SERVER_POD.into(), SERVER_ADMIN.into(), SERVER_POD_6.into()];
+        let server = Neighbour::start("server", &addresses, work)?;
         let [one, two] = OUTSIDE;
-        let other = Neighbour::start("other", &[OTHER_POD, SHOP_POD, one, two], work)?;
-        run("ip route add default dev server")?;
-        run(&namespace::capture(CONTROL))?;
-        server.run(&namespace::capture(CONTROL))?;
+        let addresses = [OTHER_POD, SHOP_POD, one, two].map(IpAddr::from);
+        let other =
+            Neighbour::start("other", &[&addresses[..], &[OTHER_POD_6.into()]].concat(), work)?;
+        run("ip route add default dev server && ip -6 route add default dev server")?;
+        // Applied twice it is as applied once.
+        let init = format!(
+            "{} init --check --exclude-outbound-ip-ranges={CONTROL} --proxy-uid={PROXY_USER} \
+             --proxy-gid={PROXY_USER} --tool={tool}",
+            agent.display()
+        );
+        for _ in 0..2 {
+            run(&init)?;
+            server.run(&init)?;
+        }
 
         let at = |address: Ipv4Addr, port| SocketAddr::from((address, port));
+        let at_6 = |address: Ipv6Addr, port| SocketAddr::from((address, port));
         let backend = sibling("backend")?;
         let by_server = server.within(&backend, work)?;
         let by_other = other.within(&backend, work)?;
@@ -352,6 +405,9 @@ impl Mesh {
             (&by_server, at(SERVER_POD, 9001), "server", "first"),
             (&by_server, at(SERVER_POD, 9002), "server", "echo"),
             (&by_server, at(SERVER_POD, 7000), "server", "echo"),
+            (&by_server, at_6(SERVER_POD_6, 8080), "server", "http"),
+            (&by_server, at_6(SERVER_POD_6, 9000), "server", "echo"),
+            (&by_other, at_6(OTHER_POD_6, 7777), "other", "echo"),
             (&by_other, at(OTHER_POD, 8080), "other", "http"),
             (&by_other, at(OTHER_POD, 8082), "other", "http"),
             (&by_other, at(OTHER_POD, 9002), "other", "echo"),
@@ -371,14 +427,16 @@ impl Mesh {
         replace(&files.join("services.yaml"), &services())?;
         replace(&files.join("rules.yaml"), &rules("v1"))?;
         let log = work.join("controller.log");
-        let mut controller =
-            Controller::launch_at(controller, &files, &log, at(CONTROLLER, 15010), &[])?;
+        let everywhere = at(Ipv4Addr::UNSPECIFIED, 15010);
+        let mut controller = Controller::launch_at(controller, &files, &log, everywhere, &[])?;
         controller.ready().await?;
         let proxy = namespace::as_proxy(envoy, work)?;
         let of_server = server.within(&proxy, work)?;
-        let xds = controller.xds;
-        let client = sidecar(&proxy, CLIENT, at(CONTROLLER, 15000), xds, work).await?;
-        let server_proxy = sidecar(&of_server, SERVER, at(SERVER_ADMIN, 15000), xds, work).await?;
+        // What a proxy sends to an address of its own pod is taken for a call to its workload.
+        let (here, there) = (at(Ipv4Addr::LOCALHOST, 15010), at(CONTROLLER, 15010));
+        let client = sidecar(&proxy, CLIENT, at(CONTROLLER, 15000), here, work).await?;
+        let admin = at(SERVER_ADMIN, 15000);
+        let server_proxy = sidecar(&of_server, SERVER, admin, there, work).await?;
         let mut mesh = Self {
             controller,
             client,
@@ -429,6 +487,25 @@ impl Mesh {
         ] {
             let count = connections_to(&self.server, cluster).await?;
             ensure!(count > 0, "no connection to {cluster}");
+        }
+        Ok(())
+    }
+
+    /// The other family, from the client to the server through both proxies.
+    async fn ipv6(&self) -> Result<()> {
+        let inbound = ["inbound|8080||", "inbound|9000||"];
+        let mut before = Vec::new();
+        for cluster in inbound {
+            before.push(connections_to(&self.server, cluster).await?);
+        }
+        served(&mut Client::new((WEB_6, 80).into()), "web6", "/", "server").await?;
+        echoed(ECHO_6, 80, b"\x02hello", "server").await?;
+        // A pod by its own address, and somebody outside.
+        served(&mut Client::new((SERVER_POD_6, 8080).into()), "any", "/", "server").await?;
+        echoed(OTHER_POD_6, 7777, b"\x02hello", "other").await?;
+        for (cluster, before) in inbound.into_iter().zip(before) {
+            let now = connections_to(&self.server, cluster).await?;
+            ensure!(now > before, "{cluster}: {before} and then {now} connections");
         }
         Ok(())
     }

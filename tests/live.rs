@@ -411,7 +411,7 @@ impl Place {
             ("whole", 3, Protocol::Sotw, "sidecar~10.9.0.3~b.default~default.svc.cluster.local"),
         ] {
             let address = Ipv4Addr::new(10, 9, 0, last);
-            let place = Neighbour::start(name, &[address], work)?;
+            let place = Neighbour::start(name, &[address.into()], work)?;
             let redirect = "--dport 80 -j REDIRECT --to-ports 15001";
             place.run(&format!("iptables -t nat -A PREROUTING -p tcp {redirect}"))?;
             sidecars.push((place, address, protocol, node));

@@ -5,7 +5,7 @@
 //!
 //! **Invariant:** nothing outside of the namespaces is touched, and they end with the process.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,9 +19,10 @@ use crate::process::Leashed;
 const WITHIN: &str = "HEDDLE_WITHIN_NAMESPACE";
 
 /// Commands that a namespace with captured connections takes.
-const NEEDED: [(&str, &[&str]); 5] = [
+const NEEDED: [(&str, &[&str]); 6] = [
     ("unshare", &["--net", "true"]),
     ("ip", &["-V"]),
+    ("nft", &["--version"]),
     ("iptables", &["-V"]),
     ("nsenter", &["-V"]),
     ("setpriv", &["-V"]),
@@ -29,6 +30,9 @@ const NEEDED: [(&str, &[&str]); 5] = [
 
 /// User that proxies run as which capture connections: what it sends is not captured again.
 pub const PROXY_USER: u32 = 1337;
+
+/// Address of this namespace on the devices of its neighbours.
+const ROUTER: &str = "fe80::1";
 
 /// Time that a namespace may take to be there.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -94,25 +98,6 @@ pub fn run(line: &str) -> Result<()> {
     Ok(())
 }
 
-/// Shell that redirects what a pod sends to port 15001 and what comes to it to port 15006, as a
-/// sidecar needs it. What goes to `free` or comes for it is left alone.
-pub fn capture(free: &str) -> String {
-    let out = "iptables -t nat -A OUTPUT -p tcp";
-    let proxy = format!("-m owner --uid-owner {PROXY_USER}");
-    [
-        format!("iptables -t nat -A PREROUTING -p tcp ! -d {free} -j REDIRECT --to-ports 15006"),
-        format!("{out} -d {free} -j RETURN"),
-        // From the proxy to its workload.
-        format!("{out} -s 127.0.0.6/32 -j RETURN"),
-        // From the workload to a service that is itself: out, and in again.
-        format!("{out} -o lo ! -d 127.0.0.0/8 {proxy} -j REDIRECT --to-ports 15006"),
-        format!("{out} {proxy} -j RETURN"),
-        format!("{out} -d 127.0.0.0/8 -j RETURN"),
-        format!("{out} -j REDIRECT --to-ports 15001"),
-    ]
-    .join(" && ")
-}
-
 /// A program that runs another one as the user [`PROXY_USER`], who may still read every file: a
 /// binary may lie in somebody's home.
 pub fn as_proxy(program: &Path, work: &Path) -> Result<PathBuf> {
@@ -134,7 +119,7 @@ fn wrapper(command: &str, program: &Path, script: &Path) -> Result<PathBuf> {
 impl Neighbour {
     /// A namespace behind the device `name` of this one, which has these addresses. The way back
     /// from it is to this one, whatever the address.
-    pub fn start(name: &str, addresses: &[Ipv4Addr], work: &Path) -> Result<Self> {
+    pub fn start(name: &str, addresses: &[IpAddr], work: &Path) -> Result<Self> {
         let log = work.join(format!("{name}.log"));
         let forever = ["--net", "sh", "-c", "echo $$ && exec sleep infinity"].map(str::to_owned);
         let holder = Leashed::start(name, Path::new("unshare"), &forever, &log)?;
@@ -151,10 +136,15 @@ impl Neighbour {
         let neighbour = Self { _holder: holder, process };
         neighbour.run("ip link set lo up && ip link set eth0 up")?;
         for address in addresses {
-            neighbour.run(&format!("ip address add {address}/32 dev eth0"))?;
-            run(&format!("ip route add {address}/32 dev {name}"))?;
+            let (ip, length) = if address.is_ipv4() { ("ip", 32) } else { ("ip -6", 128) };
+            let nodad = if address.is_ipv4() { "" } else { "nodad" };
+            neighbour.run(&format!("{ip} address add {address}/{length} dev eth0 {nodad}"))?;
+            run(&format!("{ip} route add {address}/{length} dev {name}"))?;
         }
         neighbour.run("ip route add default dev eth0")?;
+        // Neighbours of IPv6 answer only for addresses of the device that they are asked by.
+        run(&format!("ip -6 address add {ROUTER}/64 dev {name} nodad"))?;
+        neighbour.run(&format!("ip -6 route add default via {ROUTER} dev eth0"))?;
         Ok(neighbour)
     }
 

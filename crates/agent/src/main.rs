@@ -6,6 +6,7 @@ mod bootstrap;
 mod call;
 mod certificates;
 mod envoy;
+mod init;
 mod keep;
 mod metrics;
 mod pages;
@@ -34,6 +35,8 @@ struct Args {
 enum Command {
     /// Get a certificate, start Envoy with it, and stay until told to end
     Run(Box<settings::Args>),
+    /// Redirect the connections of a pod to its proxy; needs CAP_NET_ADMIN
+    Init(Box<init::Args>),
     /// Wait until the proxy is ready
     Wait(wait::Args),
 }
@@ -41,6 +44,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Run(args) => run::run(*args),
+        Command::Init(args) => init::run(&args),
         Command::Wait(args) => wait::run(&args),
     };
     match result {
