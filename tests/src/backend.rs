@@ -151,6 +151,7 @@ fn answer(name: &str, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         "host": header("host"),
         "attempt": header("x-envoy-attempt-count"),
         "user": header("x-user"),
+        "client": header("x-forwarded-client-cert"),
     });
     let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
     let json = http::HeaderValue::from_static("application/json");

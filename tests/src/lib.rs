@@ -6,6 +6,7 @@
 //! **Invariant:** every process and port belongs to a guard; nothing outlives the program, however
 //! it ends.
 
+pub mod agents;
 pub mod backend;
 pub mod client;
 pub mod golden;
