@@ -25,9 +25,6 @@ pub(crate) struct ProxyArgs {
     /// Where the proxy runs, where no Node or WorkloadEntry that Heddle knows says it
     #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
     locality: Option<String>,
-    /// Its agent gives it the certificate of its workload: it speaks mutual TLS
-    #[arg(long)]
-    agent: bool,
 }
 
 /// How connections of a workload come to its sidecar, in the words of node metadata.
@@ -41,9 +38,9 @@ enum Interception {
 // === impl ProxyArgs ===
 
 impl ProxyArgs {
-    /// The proxy that they mean, with all that the newest Envoy can do.
+    /// The proxy that they mean, with all that the newest Envoy can do, and without a certificate.
     pub(crate) fn proxy(&self) -> Result<Proxy> {
-        let capabilities = Capabilities { vhds: true, mutual_tls: self.agent };
+        let capabilities = Capabilities { vhds: true, mutual_tls: false };
         let mut proxy = Proxy::parse(&self.node, None, capabilities).context("--node")?;
         for label in &self.labels {
             match label.split_once('=') {

@@ -34,6 +34,9 @@ pub(crate) struct Args {
     mesh_config: Option<PathBuf>,
     #[command(flatten)]
     proxy: ProxyArgs,
+    /// An agent gives the proxy the certificate of its workload: it speaks mutual TLS
+    #[arg(long)]
+    agent: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Json)]
     output: Format,
@@ -50,7 +53,8 @@ type Rendered = Vec<(EncodedResource, Arc<model::ir::Resource>)>;
 
 /// Run the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let proxy = args.proxy.proxy()?;
+    let mut proxy = args.proxy.proxy()?;
+    proxy.capabilities.mutual_tls = args.agent;
     let mut files = Files::read(&args.filenames)?;
     if let Some(path) = &args.mesh_config {
         files.read_mesh_config(path)?;
