@@ -10,7 +10,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test")]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use house::agents::{Agent, Standalone};
+use house::agents::{Agent, Binaries, Pair, Standalone, Workload};
 use house::backend::{Backend, Speaks};
 use house::client::Client;
 use house::mesh::{Envoy, free_address, free_address_of, replace};
@@ -33,7 +33,14 @@ use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
-const CLIENT: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 2);
+const SERVER_SIDE: Workload<'static> =
+    Workload { role: "sidecar", name: "server", address: SERVER, label: "app: server" };
+const CLIENT_SIDE: Workload<'static> = Workload {
+    role: "sidecar",
+    name: "client",
+    address: Ipv4Addr::new(127, 0, 1, 2),
+    label: "app: client",
+};
 const HOST: &str = "server.default.svc.cluster.local";
 const IDENTITY: &str = "spiffe://cluster.local/ns/default/sa/client";
 
@@ -174,16 +181,16 @@ fn given_two_agents_then_their_workloads_prove_who_they_are_and_a_policy_says_wh
 }
 
 async fn test(envoy: &Path) -> Result<()> {
-    let work = tempfile::tempdir()?;
-    let standalone = Standalone::new(work.path())?;
+    let controller = built(env!("CARGO"), "heddle-controller")?;
+    let agent = built(env!("CARGO"), "heddle-agent")?;
+    let binaries = Binaries { controller, agent, envoy: envoy.to_owned() };
+    let standalone = Standalone::new(binaries, "")?;
     let (ports, _backends) = ports().await?;
     let mut mesh = Mesh { standalone, ports, account: "server", mode: "PERMISSIVE" };
     mesh.write()?;
-    let mut controller =
-        mesh.standalone.controller(&built(env!("CARGO"), "heddle-controller")?).await?;
-    let binary = built(env!("CARGO"), "heddle-agent")?;
-    let mut server = mesh.standalone.agent(&binary, envoy, "server", IpAddr::V4(SERVER))?;
-    let mut client = mesh.standalone.agent(&binary, envoy, "client", IpAddr::V4(CLIENT))?;
+    let mut controller = mesh.standalone.controller().await?;
+    let mut server = mesh.standalone.agent(SERVER_SIDE, Pair::SETTINGS)?;
+    let mut client = mesh.standalone.agent(CLIENT_SIDE, Pair::SETTINGS)?;
     server.ready().await?;
     client.ready().await?;
 
