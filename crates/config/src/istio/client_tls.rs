@@ -17,7 +17,7 @@ pub(super) const CLIENT_TLS: Type = Type::Ruled(
         field("clientCertificate", Type::Checked(path)).or_parent(),
         field("privateKey", Type::Checked(path)).or_parent(),
         field("caCertificates", Type::Checked(path)).or_parent(),
-        not_yet("credentialName").or_parent(),
+        not_yet("credentialName").of(Type::Text).or_parent(),
         field("subjectAltNames", Type::List(&Type::Checked(text::not_empty), OnBad::Parent))
             .or_parent(),
         field("sni", Type::Checked(text::dns_name)).or_parent(),
