@@ -65,7 +65,21 @@ fn asked(container: Container<'_>, probe: &Map<String, Value>) -> Option<Value> 
     }
     let mut action = action.clone();
     action["port"] = Value::from(number(container, &action["port"])?);
-    let timeout = probe.get("timeoutSeconds").cloned().unwrap_or(Value::Null);
+    // What an API server fills in, so that a file gives the same.
+    let default = |action: &mut Value, field: &str, value: &str| {
+        if action[field].is_null() {
+            action[field] = Value::from(value);
+        }
+    };
+    match name {
+        "httpGet" => {
+            default(&mut action, "path", "/");
+            default(&mut action, "scheme", "HTTP");
+        }
+        "grpc" => default(&mut action, "service", ""),
+        _ => {}
+    }
+    let timeout = probe.get("timeoutSeconds").cloned().unwrap_or(Value::from(1));
     Some(object([(name, action), ("timeoutSeconds", timeout)]))
 }
 

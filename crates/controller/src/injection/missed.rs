@@ -24,7 +24,7 @@ use super::known::{InForce, Known};
 use crate::serve::identifier;
 
 /// Pause between two looks.
-const LOOK: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(15);
 /// Pods of one answer of the API server.
 const PAGE: u32 = 500;
 /// Events of one look at most; the rest follows with the next.

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use crate::cluster::{Cluster, SYSTEM, until};
 use crate::identity::*;
+use crate::injection::*;
 use crate::traffic::{Traffic, ask};
 
 type Case = for<'a> fn(&'a Cluster) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -46,6 +47,17 @@ cases![
     given_every_field_of_the_api_then_the_api_server_keeps_it_as_it_is,
     given_rules_that_are_wrong_then_their_status_says_so_and_they_harm_only_themselves,
     given_the_yaml_of_other_peoples_tutorials_then_it_is_accepted_as_it_is,
+    given_a_labelled_namespace_when_pods_are_created_then_each_has_a_ready_sidecar,
+    given_labels_and_annotations_when_pods_are_created_then_those_that_ask_have_a_sidecar,
+    given_a_malformed_annotation_then_the_pod_is_refused_and_it_is_named,
+    given_probes_of_the_app_then_they_are_asked_through_the_agent_and_hide_nothing,
+    given_a_job_then_its_sidecar_lets_it_complete,
+    given_pods_from_before_the_label_then_they_are_told_of,
+    given_files_then_heddle_inject_gives_what_the_webhook_gives,
+    given_traffic_in_the_mesh_when_the_server_is_rolled_then_no_request_fails,
+    given_an_envoy_that_is_killed_then_it_comes_back,
+    given_stateful_pods_then_they_are_reached_by_name,
+    given_traffic_in_the_mesh_when_the_controller_is_away_then_pods_that_ask_wait_and_others_do_not,
     given_traffic_when_the_app_is_scaled_and_rolled_then_no_request_fails,
     given_traffic_when_the_leader_is_killed_then_another_leads_and_no_request_fails,
     given_traffic_when_the_api_server_is_away_for_half_a_minute_then_no_request_fails,
@@ -402,7 +414,13 @@ async fn given_an_uninstalled_chart_then_nothing_but_the_crds_and_the_root_is_le
 ) -> Result<()> {
     cluster.run("helm", &["uninstall", "heddle", "--namespace", SYSTEM, "--wait"], "")?;
     let mut left = Vec::new();
-    for kind in ["clusterroles", "clusterrolebindings", "crds", "validatingwebhookconfigurations"] {
+    for kind in [
+        "clusterroles",
+        "clusterrolebindings",
+        "crds",
+        "validatingwebhookconfigurations",
+        "mutatingwebhookconfigurations",
+    ] {
         let found = cluster.get(&[kind, "-l", "app.kubernetes.io/part-of=heddle"])?;
         let items = found["items"].as_array().cloned().unwrap_or_default();
         left.extend(items.iter().map(|o| format!("{}", o["metadata"]["name"])));

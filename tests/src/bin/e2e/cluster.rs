@@ -137,6 +137,15 @@ impl Cluster {
         Ok(format!("{address}:80").parse()?)
     }
 
+    /// Metrics of the controller that leads.
+    pub(crate) async fn metrics(&self) -> Result<String> {
+        let lease = self.get(&["lease", "heddle-leader", "-n", SYSTEM])?;
+        let leader = lease["spec"]["holderIdentity"].as_str().context("a leader")?;
+        let forward = self.forward(SYSTEM, &format!("pod/{leader}"), 15014).await?;
+        let answer = Client::new(forward.address).get("localhost", "/metrics").await?;
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
     /// A client of the admin endpoint of some controller.
     pub(crate) async fn admin(&self) -> Result<Forward> {
         self.admin_of("deployment/heddle").await

@@ -4,7 +4,8 @@
 //! `N passed, N failed, N skipped`, also to the file that HEDDLE_COUNTS names; the exit code is not
 //! 0 if a case failed.
 //!
-//! Started plainly it makes the images and a cluster (`tests/cluster/with`) and starts itself again
+//! Words as arguments choose the cases whose names hold one of them, beside the first two, which all
+//! others need. Started plainly it makes the images and a cluster (`tests/cluster/with`) and starts itself again
 //! inside. The cases share the cluster and run in the order in which they are written.
 //!
 //! **Invariant:** leaves nothing behind; what cannot run here says so and counts as skipped.
@@ -14,6 +15,8 @@
 mod cases;
 mod cluster;
 mod identity;
+mod injection;
+mod inside;
 mod traffic;
 mod workload;
 
@@ -28,10 +31,17 @@ use crate::cluster::Cluster;
 
 /// Says that this process runs inside the cluster.
 const INSIDE: &str = "--inside";
-const IMAGES: [&str; 3] = ["controller", "proxy", "http-echo"];
+const IMAGES: [&str; 4] = ["controller", "proxy", "http-echo", "backend"];
 
 fn main() -> ExitCode {
-    let result = if std::env::args().any(|a| a == INSIDE) { inside() } else { outside() };
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args[..] {
+        [INSIDE, ref words @ ..] => inside(words),
+        [inside::CLIENT, address, host] => inside::client(address, host),
+        [inside::GET, address, host, path] => inside::get(address, host, path),
+        ref words => outside(words),
+    };
     match result {
         Ok(code) => code,
         Err(error) => {
@@ -62,7 +72,7 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn outside() -> Result<ExitCode> {
+fn outside(words: &[&str]) -> Result<ExitCode> {
     if let Some(why) = impossible() {
         println!("SKIPPED: {why}");
         return counts(0, 0, cases::ALL.len());
@@ -89,7 +99,13 @@ fn outside() -> Result<ExitCode> {
     }
     println!("images made after {:.0?}", began.elapsed());
     let myself = std::env::current_exe()?;
-    let status = with.arg("--").arg(myself).arg(INSIDE).status().context("starting a cluster")?;
+    let status = with
+        .arg("--")
+        .arg(myself)
+        .arg(INSIDE)
+        .args(words)
+        .status()
+        .context("starting a cluster")?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(code @ 1..=254) => Ok(ExitCode::from(u8::try_from(code)?)),
@@ -97,11 +113,15 @@ fn outside() -> Result<ExitCode> {
     }
 }
 
-fn inside() -> Result<ExitCode> {
+fn inside(words: &[&str]) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let cluster = Cluster::new(repository())?;
-    let (mut passed, mut failed) = (0, 0);
-    for (name, case) in cases::ALL {
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for (index, (name, case)) in cases::ALL.iter().enumerate() {
+        if index > 1 && !words.is_empty() && !words.iter().any(|word| name.contains(word)) {
+            skipped += 1;
+            continue;
+        }
         let began = Instant::now();
         match runtime.block_on(case(&cluster)) {
             Ok(()) => {
@@ -114,7 +134,7 @@ fn inside() -> Result<ExitCode> {
             }
         }
     }
-    counts(passed, failed, 0)
+    counts(passed, failed, skipped)
 }
 
 fn counts(passed: usize, failed: usize, skipped: usize) -> Result<ExitCode> {

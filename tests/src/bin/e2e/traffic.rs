@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use house::client::Client;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 const CONNECTIONS: usize = 4;
@@ -30,7 +31,7 @@ struct Seen {
 }
 
 /// What came back since this was last asked.
-#[derive(Default, Debug)]
+#[derive(Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Counts {
     /// Answers by what they said.
     pub(crate) answers: BTreeMap<String, u64>,
@@ -43,14 +44,19 @@ pub(crate) struct Counts {
 
 impl Traffic {
     pub(crate) fn start(gateway: SocketAddr) -> Self {
+        Self::of(gateway, HOST)
+    }
+
+    /// Requests for this host at this address.
+    pub(crate) fn of(address: SocketAddr, host: &'static str) -> Self {
         let seen = Arc::new(Seen::default());
         let mut clients = JoinSet::new();
         for _ in 0..CONNECTIONS {
             let seen = Arc::clone(&seen);
             clients.spawn(async move {
-                let mut client = Client::new(gateway);
+                let mut client = Client::new(address);
                 while !seen.stop.load(Ordering::Relaxed) {
-                    let answer = ask(&mut client).await;
+                    let answer = ask_for(&mut client, host).await;
                     seen.lock().add(answer);
                     seen.total.fetch_add(1, Ordering::Relaxed);
                     // Two cores are shared with the cluster.
@@ -66,13 +72,18 @@ impl Traffic {
         std::mem::take(&mut *self.seen.lock())
     }
 
-    /// Stop, and fail if any request since the last look has. How many there were.
-    pub(crate) async fn stop(mut self) -> Result<u64> {
+    /// Stop; what came back since the last look.
+    pub(crate) async fn end(&mut self) -> Result<Counts> {
         self.seen.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.clients.join_next().await {
             ended?;
         }
-        self.take().good()?;
+        Ok(self.take())
+    }
+
+    /// Stop, and fail if any request since the last look has. How many there were.
+    pub(crate) async fn stop(mut self) -> Result<u64> {
+        self.end().await?.good()?;
         let total = self.seen.total.load(Ordering::Relaxed);
         ensure!(total > 0, "there were no requests");
         Ok(total)
@@ -121,8 +132,13 @@ impl Counts {
 
 /// One request; what the app said.
 pub(crate) async fn ask(client: &mut Client) -> Result<String> {
-    let answer = client.get(HOST, "/").await?;
+    ask_for(client, HOST).await
+}
+
+/// One request for this host; the name of the backend, or what the app said.
+async fn ask_for(client: &mut Client, host: &str) -> Result<String> {
+    let answer = client.get(host, "/").await?;
     let text = String::from_utf8_lossy(&answer.body).trim().to_owned();
     ensure!(answer.status == 200, "{}: {text}", answer.status);
-    Ok(text)
+    Ok(answer.backend.unwrap_or(text))
 }

@@ -1,0 +1,362 @@
+//! Sidecars: pods that ask for one, as people label and annotate them.
+//!
+//! **Invariant:** a case leaves namespace `meshed` as the next expects it: client and both versions
+//! of the server ready.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tokio::time::sleep;
+
+use crate::cluster::{Cluster, SYSTEM, until};
+use crate::inside::Inside;
+use crate::traffic::Traffic;
+
+/// The namespace of `tests/cluster/meshed.yaml`, and the server's name in it.
+pub(crate) const MESHED: &str = "meshed";
+pub(crate) const HOST: &str = "server.meshed.svc.cluster.local";
+const DEPLOYMENTS: [&str; 3] = ["client", "server-v1", "server-v2"];
+
+/// The name of a pod that runs, by label.
+pub(crate) fn pod_of(cluster: &Cluster, namespace: &str, label: &str) -> Result<String> {
+    let pods = cluster.get(&["pods", "-n", namespace, "-l", label])?;
+    let pods = pods["items"].as_array().cloned().unwrap_or_default();
+    let mut pods = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let pod = pods.next().with_context(|| format!("a pod {label} in {namespace}"))?;
+    Ok(pod["metadata"]["name"].as_str().context("a name")?.to_owned())
+}
+
+/// The client's network.
+pub(crate) fn client(cluster: &Cluster) -> Result<Inside> {
+    Inside::of(cluster, MESHED, &pod_of(cluster, MESHED, "app=client")?)
+}
+
+/// Where the server's Service is.
+pub(crate) fn server(cluster: &Cluster) -> Result<SocketAddr> {
+    let service = cluster.get(&["service", "server", "-n", MESHED])?;
+    let address = service["spec"]["clusterIP"].as_str().context("an address")?;
+    Ok(format!("{address}:80").parse()?)
+}
+
+/// Names of the containers that were injected.
+fn sidecar(pod: &Value) -> Vec<&str> {
+    let of = |list: &str| pod["spec"][list].as_array().map(Vec::as_slice).unwrap_or_default();
+    let all = of("initContainers").iter().chain(of("containers"));
+    all.filter_map(|c| c["name"].as_str().filter(|n| n.starts_with("heddle-"))).collect()
+}
+
+/// A pod whose one container stays, with more in metadata and spec.
+fn pod(name: &str, metadata: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, {metadata}}}, \
+         spec: {{terminationGracePeriodSeconds: 0, {spec} containers: [{{name: app, \
+         image: 'heddle/backend:test', args: ['0.0.0.0:8082', {name}]}}]}}}}"
+    )
+}
+
+pub(crate) async fn given_a_labelled_namespace_when_pods_are_created_then_each_has_a_ready_sidecar(
+    cluster: &Cluster,
+) -> Result<()> {
+    cluster.kubectl(&["apply", "-f", "tests/cluster/meshed.yaml"])?;
+    let began = Instant::now();
+    for deployment in DEPLOYMENTS {
+        cluster.rolled_out(MESHED, deployment)?;
+    }
+    println!("        client and server were ready after {:.1?}", began.elapsed());
+    let pods = cluster.get(&["pods", "-n", MESHED])?;
+    for pod in pods["items"].as_array().context("pods")? {
+        ensure!(sidecar(pod) == ["heddle-init", "heddle-proxy"], "{pod}");
+        let label = &pod["metadata"]["labels"]["security.istio.io/tlsMode"];
+        ensure!(label == "istio", "{pod}");
+    }
+    let (inside, address) = (client(cluster)?, server(cluster)?);
+    until("an answer by way of the sidecars", async || {
+        inside.get(cluster, address, HOST, "/").is_ok_and(|(status, _)| status == 200)
+    })
+    .await?;
+    let (status, answer) = inside.get(cluster, address, "server", "/a")?;
+    ensure!(status == 200 && answer["path"] == "/a", "{status} {answer}");
+    // It was captured: its own Envoy counts the attempts.
+    ensure!(answer["attempt"] == "1", "{answer}");
+    let table = cluster.heddle(&["status", "--kubernetes"])?;
+    let rows = table.lines().filter(|line| line.contains(".meshed"));
+    ensure!(rows.count() == 3, "{table}");
+    Ok(())
+}
+
+pub(crate) async fn given_labels_and_annotations_when_pods_are_created_then_those_that_ask_have_a_sidecar(
+    cluster: &Cluster,
+) -> Result<()> {
+    const OTHER: &str = "unlabelled";
+    const ANNOTATED: &str = "annotated";
+    for namespace in [OTHER, ANNOTATED] {
+        cluster.kubectl(&["create", "namespace", namespace])?;
+    }
+    cluster.kubectl(&["annotate", "namespace", ANNOTATED, "linkerd.io/inject=enabled"])?;
+    until("the webhook of annotated namespaces", async || {
+        let name = "heddle-heddle-system-annotated";
+        let found = cluster.get(&["mutatingwebhookconfiguration", name]).unwrap_or_default();
+        found["webhooks"].to_string().contains(ANNOTATED)
+    })
+    .await?;
+    for (namespace, name, metadata, spec, injected) in [
+        (MESHED, "no-by-label", "labels: {sidecar.istio.io/inject: 'false'}", "", false),
+        (MESHED, "no-by-note", "annotations: {sidecar.istio.io/inject: 'false'}", "", false),
+        (MESHED, "of-the-node", "", "hostNetwork: true,", false),
+        (MESHED, "held", "annotations: {sidecar.istio.io/nativeSidecar: 'false'}", "", true),
+        (OTHER, "plain", "", "", false),
+        (OTHER, "yes-by-label", "labels: {sidecar.istio.io/inject: 'true'}", "", true),
+        (OTHER, "yes-by-note", "annotations: {linkerd.io/inject: enabled}", "", true),
+        (OTHER, "by-revision", "labels: {istio.io/rev: default}", "", true),
+        (ANNOTATED, "annotated", "", "", true),
+        (SYSTEM, "of-the-system", "labels: {sidecar.istio.io/inject: 'true'}", "", false),
+    ] {
+        let input = pod(name, metadata, spec);
+        cluster.run("kubectl", &["apply", "-n", namespace, "-f", "-"], &input)?;
+        let created = cluster.get(&["pod", name, "-n", namespace])?;
+        ensure!(sidecar(&created).is_empty() != injected, "{name}: {created:#}");
+        let ready = ["wait", "--for=condition=Ready", "-n", namespace, "--timeout=60s"];
+        cluster.kubectl(&[&ready[..], &[&format!("pod/{name}")]].concat())?;
+        cluster.kubectl(&["delete", "pod", name, "-n", namespace, "--wait=false"])?;
+    }
+    cluster.kubectl(&["delete", "namespace", OTHER, ANNOTATED, "--wait=false"]).map(drop)
+}
+
+pub(crate) async fn given_a_malformed_annotation_then_the_pod_is_refused_and_it_is_named(
+    cluster: &Cluster,
+) -> Result<()> {
+    let mut input = "annotations: {sidecar.istio.io/proxyCPU: lots}".to_owned();
+    for says in ["annotation sidecar.istio.io/proxyCPU: \"lots\"", "use one such as 100m"] {
+        let refused =
+            cluster.run("kubectl", &["create", "-n", MESHED, "-f", "-"], &pod("bad", &input, ""));
+        let why = refused.err().context("the pod was taken")?.to_string();
+        ensure!(why.contains(says), "{why}");
+    }
+    // In a Deployment its ReplicaSet tells why there are no pods.
+    input = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: bad}, spec: {selector: \
+             {matchLabels: {app: bad}}, template: {metadata: {labels: {app: bad}, annotations: \
+             {traffic.sidecar.istio.io/excludeOutboundPorts: http}}, spec: {containers: \
+             [{name: app, image: 'heddle/backend:test'}]}}}}"
+        .to_owned();
+    cluster.run("kubectl", &["create", "-n", MESHED, "-f", "-"], &input)?;
+    until("an event that names the annotation", async || {
+        let events = cluster.kubectl(&["get", "events", "-n", MESHED]).unwrap_or_default();
+        events.contains("annotation traffic.sidecar.istio.io/excludeOutboundPorts: \"http\"")
+    })
+    .await?;
+    cluster.kubectl(&["delete", "deployment", "bad", "-n", MESHED]).map(drop)
+}
+
+pub(crate) async fn given_probes_of_the_app_then_they_are_asked_through_the_agent_and_hide_nothing(
+    cluster: &Cluster,
+) -> Result<()> {
+    let name = pod_of(cluster, MESHED, "app=server,version=v1")?;
+    let server = cluster.get(&["pod", &name, "-n", MESHED])?;
+    let app = &server["spec"]["containers"][0];
+    ensure!(app["livenessProbe"]["httpGet"]["port"] == 15020, "{app}");
+    ensure!(app["readinessProbe"]["tcpSocket"].is_null(), "{app}");
+    ensure!(server["status"]["containerStatuses"][0]["restartCount"] == 0, "{server:#}");
+    // An app that does not answer is not ready, however well its sidecar is.
+    let mut failing: Value = serde_yaml::from_str(&pod("failing", "", ""))?;
+    failing["spec"]["containers"][0]["readinessProbe"] =
+        serde_json::json!({"httpGet": {"path": "/", "port": 9}, "periodSeconds": 1});
+    let input = failing.to_string();
+    cluster.run("kubectl", &["apply", "-n", MESHED, "-f", "-"], &input)?;
+    until("the sidecar of an app that fails", async || {
+        let found = cluster.get(&["pod", "failing", "-n", MESHED]).unwrap_or_default();
+        let statuses = found["status"]["initContainerStatuses"].as_array().cloned();
+        statuses
+            .unwrap_or_default()
+            .iter()
+            .any(|s| s["name"] == "heddle-proxy" && s["ready"] == true)
+    })
+    .await?;
+    sleep(Duration::from_secs(4)).await;
+    let found = cluster.get(&["pod", "failing", "-n", MESHED])?;
+    ensure!(found["status"]["containerStatuses"][0]["ready"] == false, "{found:#}");
+    cluster.kubectl(&["delete", "pod", "failing", "-n", MESHED, "--wait=false"]).map(drop)
+}
+
+pub(crate) async fn given_a_job_then_its_sidecar_lets_it_complete(cluster: &Cluster) -> Result<()> {
+    // It needs the network from its first moment on, by an init container too.
+    let ask = format!("command: [/usr/local/bin/heddle, wait, 'http://{HOST}:80/']");
+    let container = |name: &str| format!("{{name: {name}, image: 'heddle/proxy:test', {ask}}}");
+    let job = format!(
+        "{{apiVersion: batch/v1, kind: Job, metadata: {{name: report}}, spec: {{backoffLimit: 0, \
+         template: {{spec: {{restartPolicy: Never, initContainers: [{}], containers: [{}]}}}}}}}}",
+        container("first"),
+        container("report")
+    );
+    cluster.run("kubectl", &["apply", "-n", MESHED, "-f", "-"], &job)?;
+    let done = ["wait", "--for=condition=Complete", "job/report", "-n", MESHED, "--timeout=60s"];
+    cluster.kubectl(&done)?;
+    cluster.kubectl(&["delete", "job", "report", "-n", MESHED, "--wait=false"]).map(drop)
+}
+
+pub(crate) async fn given_pods_from_before_the_label_then_they_are_told_of(
+    cluster: &Cluster,
+) -> Result<()> {
+    const LATE: &str = "late";
+    cluster.kubectl(&["create", "namespace", LATE])?;
+    cluster.run("kubectl", &["apply", "-n", LATE, "-f", "-"], &pod("early", "", ""))?;
+    cluster.kubectl(&["label", "namespace", LATE, "istio-injection=enabled"])?;
+    until("an event of the pod", async || {
+        let said = cluster.kubectl(&["get", "events", "-n", LATE]).unwrap_or_default();
+        said.contains("InjectionMissed") && said.contains("restart it")
+    })
+    .await?;
+    let page = cluster.metrics().await?;
+    ensure!(page.contains("heddle_injection_missed_pods 1"), "{page}");
+    ensure!(page.contains("sidecar_injection_success_total"), "{page}");
+    cluster.kubectl(&["delete", "namespace", LATE, "--wait=false"]).map(drop)
+}
+
+pub(crate) async fn given_files_then_heddle_inject_gives_what_the_webhook_gives(
+    cluster: &Cluster,
+) -> Result<()> {
+    let file = "tests/cluster/meshed.yaml";
+    let injected = cluster.heddle(&["inject", "-f", file, "--kubernetes"])?;
+    for document in injected.split("---\n") {
+        let offline: Value = serde_yaml::from_str(document)?;
+        if offline["kind"] != "Deployment" {
+            continue;
+        }
+        let label = offline["spec"]["template"]["metadata"]["labels"]["version"].as_str();
+        let label = label.map_or("app=client".to_owned(), |v| format!("app=server,version={v}"));
+        let name = pod_of(cluster, MESHED, &label)?;
+        let live = cluster.get(&["pod", &name, "-n", MESHED])?;
+        let template = &offline["spec"]["template"];
+        for part in ["labels", "annotations"] {
+            for (key, value) in template["metadata"][part].as_object().context("a map")? {
+                ensure!(live["metadata"][part][key] == *value, "{key} of {name}: {value}");
+            }
+        }
+        holds(&template["spec"], &live["spec"]).with_context(|| format!("of {name}"))?;
+    }
+    Ok(())
+}
+
+/// Whether a value holds another, but for what the API server adds.
+fn holds(wanted: &Value, found: &Value) -> Result<()> {
+    match (wanted, found) {
+        (Value::Object(wanted), Value::Object(_)) => {
+            wanted.iter().try_for_each(|(k, v)| holds(v, &found[k]).with_context(|| k.clone()))
+        }
+        // The API server puts items of its own between.
+        (Value::Array(wanted), Value::Array(all)) => {
+            wanted.iter().zip(0..).try_for_each(|(w, at)| {
+                let same = |f: &&Value| !w["name"].is_null() && f["name"] == w["name"];
+                let found = all.iter().find(same).or(all.get(at)).context("an item is missing")?;
+                holds(w, found)
+            })
+        }
+        _ => {
+            ensure!(wanted == found, "{found}, not {wanted}");
+            Ok(())
+        }
+    }
+}
+
+pub(crate) async fn given_traffic_in_the_mesh_when_the_server_is_rolled_then_no_request_fails(
+    cluster: &Cluster,
+) -> Result<()> {
+    let traffic = client(cluster)?.traffic(server(cluster)?, HOST)?;
+    cluster.kubectl(&["rollout", "restart", "deployment", "server-v1", "-n", MESHED])?;
+    cluster.rolled_out(MESHED, "server-v1")?;
+    // Pods that are going still answer for a while.
+    sleep(Duration::from_secs(5)).await;
+    let counts = traffic.stop()?;
+    println!("        {} requests, 0 failed", counts.good()?);
+    Ok(())
+}
+
+pub(crate) async fn given_an_envoy_that_is_killed_then_it_comes_back(
+    cluster: &Cluster,
+) -> Result<()> {
+    let name = pod_of(cluster, MESHED, "app=client")?;
+    let inside = Inside::of(cluster, MESHED, &name)?;
+    let killed = inside.kill(cluster, "envoy")?;
+    ensure!(killed == 1, "{killed} processes were killed");
+    let address = server(cluster)?;
+    until("the next Envoy", async || {
+        inside.get(cluster, address, HOST, "/").is_ok_and(|(status, _)| status == 200)
+    })
+    .await?;
+    // The agent started it: the container is the same.
+    let found = cluster.get(&["pod", &name, "-n", MESHED])?;
+    let statuses = found["status"]["initContainerStatuses"].to_string();
+    ensure!(!statuses.contains("\"restartCount\":1"), "{statuses}");
+    Ok(())
+}
+
+pub(crate) async fn given_stateful_pods_then_they_are_reached_by_name(
+    cluster: &Cluster,
+) -> Result<()> {
+    let set = "{apiVersion: v1, kind: Service, metadata: {name: store}, spec: {clusterIP: None, \
+               selector: {app: store}, ports: [{name: http, port: 8080}]}}\n---\n\
+               {apiVersion: apps/v1, kind: StatefulSet, metadata: {name: store}, spec: {replicas: 2, \
+               serviceName: store, podManagementPolicy: Parallel, selector: {matchLabels: \
+               {app: store}}, template: {metadata: {labels: {app: store}}, spec: \
+               {terminationGracePeriodSeconds: 1, containers: [{name: store, \
+               image: 'heddle/backend:test', args: ['0.0.0.0:8080', $(NAME)], env: [{name: NAME, \
+               valueFrom: {fieldRef: {fieldPath: metadata.name}}}]}]}}}}";
+    cluster.run("kubectl", &["apply", "-n", MESHED, "-f", "-"], set)?;
+    cluster.kubectl(&["rollout", "status", "statefulset/store", "-n", MESHED, "--timeout=90s"])?;
+    let inside = client(cluster)?;
+    for name in ["store-0", "store-1"] {
+        let found = cluster.get(&["pod", name, "-n", MESHED])?;
+        let address = found["status"]["podIP"].as_str().context("an address")?;
+        let address: SocketAddr = format!("{address}:8080").parse()?;
+        let host = format!("{name}.store.{MESHED}.svc.cluster.local:8080");
+        until("an answer of the pod by its name", async || {
+            let answer = inside.get(cluster, address, &host, "/");
+            answer.is_ok_and(|(status, body)| status == 200 && body["backend"] == name)
+        })
+        .await?;
+    }
+    cluster.kubectl(&["delete", "service,statefulset", "store", "-n", MESHED]).map(drop)
+}
+
+pub(crate) async fn given_traffic_in_the_mesh_when_the_controller_is_away_then_pods_that_ask_wait_and_others_do_not(
+    cluster: &Cluster,
+) -> Result<()> {
+    let traffic = client(cluster)?.traffic(server(cluster)?, HOST)?;
+    let edge = Traffic::start(cluster.gateway()?);
+    let replicas = |count: &str| {
+        cluster.kubectl(&["scale", "deployment", "heddle", "-n", SYSTEM, count]).map(drop)
+    };
+    replicas("--replicas=0")?;
+    until("no controller", async || {
+        let label = ["-l", "app.kubernetes.io/component=controller"];
+        let pods = cluster.get(&[&["pods", "-n", SYSTEM][..], &label].concat());
+        pods.is_ok_and(|pods| pods["items"].as_array().is_some_and(Vec::is_empty))
+    })
+    .await?;
+    // Who asks for nothing is not hindered.
+    let began = Instant::now();
+    cluster.run("kubectl", &["apply", "-f", "-"], &pod("unhindered", "", ""))?;
+    let no = "labels: {sidecar.istio.io/inject: 'false'}";
+    cluster.run("kubectl", &["apply", "-n", MESHED, "-f", "-"], &pod("unhindered", no, ""))?;
+    ensure!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    for namespace in ["default", MESHED] {
+        let ready = ["wait", "--for=condition=Ready", "pod/unhindered", "--timeout=30s"];
+        cluster.kubectl(&[&ready[..], &["-n", namespace]].concat())?;
+        cluster.kubectl(&["delete", "pod", "unhindered", "-n", namespace, "--wait=false"])?;
+    }
+    // Who asks waits.
+    cluster.kubectl(&["scale", "deployment", "server-v2", "-n", MESHED, "--replicas=2"])?;
+    sleep(Duration::from_secs(15)).await;
+    let pods = cluster.get(&["pods", "-n", MESHED, "-l", "version=v2"])?;
+    ensure!(pods["items"].as_array().is_some_and(|pods| pods.len() == 1), "{pods:#}");
+    replicas("--replicas=2")?;
+    cluster.rolled_out(SYSTEM, "heddle")?;
+    let back = Instant::now();
+    cluster.rolled_out(MESHED, "server-v2")?;
+    println!("        the pod that waited was ready {:.1?} after the controller", back.elapsed());
+    cluster.kubectl(&["scale", "deployment", "server-v2", "-n", MESHED, "--replicas=1"])?;
+    let counts = traffic.stop()?;
+    println!("        {} requests, 0 failed", counts.good()?);
+    edge.stop().await.map(drop)
+}
