@@ -34,6 +34,16 @@ const GATEWAY: Workload<'static> = Workload {
     label: "istio: ingressgateway",
 };
 
+/// So that handshakes go on all the time.
+const SHORT_CONNECTIONS: &str = "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: catalog}
+spec:
+  host: catalog.example.com
+  trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 10}}}
+";
+
 /// Requests, one after the other, until it is stopped.
 struct Traffic {
     stop: Arc<AtomicBool>,
@@ -164,7 +174,8 @@ fn given_no_controller_at_first_then_the_agent_waits_and_afterwards_outlives_it(
 #[test]
 fn given_two_sidecars_then_they_speak_mutual_tls_and_renewals_under_traffic_lose_nothing() {
     let pair = Pair::new().expect("ports");
-    run(&pair.mesh(), async |house| {
+    let mesh = pair.mesh().expect("the samples") + SHORT_CONNECTIONS;
+    run(&mesh, async |house| {
         let _controller = house.controller().await?;
         let _application = Backend::start(pair.application, "app").await?;
         let more = format!("certificateLifetime: 4s\n{}", Pair::SETTINGS);

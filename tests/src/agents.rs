@@ -5,8 +5,8 @@
 //!
 //! **Invariant:** everything is done as a user would do it: by files, flags, signals, HTTP.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -280,50 +280,20 @@ impl Pair {
         })
     }
 
-    /// The mesh.
-    pub fn mesh(&self) -> String {
-        let Self { entry, server, application } = self;
-        let address: IpAddr = server.ip();
-        format!(
-            r#"apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: catalog}}
-spec:
-  hosts: [{host}]
-  location: MESH_INTERNAL
-  resolution: STATIC
-  ports: [{{number: {entry}, name: http, protocol: HTTP, targetPort: {server}}}]
-  endpoints:
-  - address: {address}
-    serviceAccount: catalog
-    labels: {{app: catalog, security.istio.io/tlsMode: istio}}
----
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {{name: catalog}}
-spec:
-  workloadSelector: {{labels: {{app: catalog}}}}
-  ingress:
-  - port: {{number: {server}, protocol: HTTP, name: http}}
-    defaultEndpoint: {application}
-  egress:
-  - hosts: ["~/*"]
----
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {{name: default}}
-spec: {{mtls: {{mode: STRICT}}}}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: catalog}}
-spec:
-  host: {host}
-  trafficPolicy: {{connectionPool: {{http: {{maxRequestsPerConnection: 10}}}}}}
-"#,
-            host = Self::HOST,
-            entry = entry.port(),
-            server = server.port(),
-        )
+    /// The mesh: that of `manifests/samples/sidecars`, with these ports.
+    pub fn mesh(&self) -> Result<String> {
+        let folder =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/samples/sidecars/mesh");
+        let mut mesh = String::new();
+        for file in ["catalog.yaml", "policy.yaml"] {
+            let text = std::fs::read_to_string(folder.join(file)).context("reading the samples")?;
+            mesh = format!("{mesh}---\n{text}");
+        }
+        for (port, ours) in
+            [("8082", self.entry), ("8083", self.server), ("9002", self.application)]
+        {
+            mesh = mesh.replace(port, &ours.port().to_string());
+        }
+        Ok(mesh)
     }
 }

@@ -14,7 +14,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt as _, Empty};
-use prometheus::{Encoder as _, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{Encoder as _, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -38,9 +38,9 @@ pub(crate) struct Metrics {
     life: watch::Receiver<Life>,
     registry: Registry,
     expiry: IntGauge,
-    obtained: IntGauge,
-    failed: IntGauge,
-    restarts: IntGauge,
+    obtained: IntCounter,
+    failed: IntCounter,
+    restarts: IntCounter,
     scrape_failures: IntCounterVec,
 }
 
@@ -63,11 +63,16 @@ impl Metrics {
         life: watch::Receiver<Life>,
     ) -> Result<Self> {
         let registry = Registry::new();
-        let gauge = |name: &str, help: &str| -> Result<IntGauge> {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
+        let counter = |name: &str, help: &str| -> Result<IntCounter> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
         };
+        let expiry = IntGauge::new(
+            "heddle_agent_certificate_expiry_timestamp_seconds",
+            "End of the certificate; 0 without one",
+        )?;
+        registry.register(Box::new(expiry.clone()))?;
         let scrape_failures = IntCounterVec::new(
             Opts::new(
                 "heddle_agent_scrape_failures_total",
@@ -87,19 +92,16 @@ impl Metrics {
             part("application", address, &metrics.path, metrics.scheme == Scheme::Https)
         });
         Ok(Self {
-            expiry: gauge(
-                "heddle_agent_certificate_expiry_timestamp_seconds",
-                "End of the certificate; 0 without one",
-            )?,
-            obtained: gauge(
+            expiry,
+            obtained: counter(
                 "heddle_agent_certificates_obtained_total",
                 "Certificates got so far: the first, and renewals",
             )?,
-            failed: gauge(
+            failed: counter(
                 "heddle_agent_certificate_failures_total",
                 "Attempts to get a certificate that failed",
             )?,
-            restarts: gauge(
+            restarts: counter(
                 "heddle_agent_envoy_restarts_total",
                 "How often Envoy ended without being asked to, and was started again",
             )?,
@@ -132,16 +134,20 @@ impl Metrics {
 
     /// The agent's own part.
     fn own(&self) -> Vec<u8> {
-        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        // They are counted where things happen; nothing waits here, so no page sees them at 0.
+        let set = |counter: &IntCounter, count: u64| {
+            counter.reset();
+            counter.inc_by(count);
+        };
         {
             let state = self.certificate.borrow();
             let end = state.certificate.as_ref().map(|certificate| certificate.not_after);
             let end = end.and_then(|end| end.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-            self.expiry.set(count(end.as_secs()));
-            self.obtained.set(count(state.obtained));
-            self.failed.set(count(state.failed));
+            self.expiry.set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
+            set(&self.obtained, state.obtained);
+            set(&self.failed, state.failed);
         }
-        self.restarts.set(count(self.life.borrow().restarts));
+        set(&self.restarts, self.life.borrow().restarts);
         let mut page = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut page) {
             tracing::error!("own metrics: {error}");

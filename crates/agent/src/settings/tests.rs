@@ -124,3 +124,19 @@ fn values_are_read_as_they_are_written_elsewhere() {
     let metrics: AppMetrics = r#"{"port": "9090", "path": "m"}"#.parse().expect("metrics");
     assert_eq!((metrics.port, &*metrics.path), (9090, "/m"));
 }
+
+#[test]
+fn the_samples_are_settings() {
+    let samples =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/samples/sidecars/agents");
+    for (file, id) in [
+        ("client", "sidecar~127.0.0.1~client-0.default~default.svc.cluster.local"),
+        ("catalog", "sidecar~127.0.0.2~catalog-0.default~default.svc.cluster.local"),
+    ] {
+        let file = samples.join(format!("{file}.yaml"));
+        let settings = Settings::resolve(Args { config: Some(file), ..Args::default() });
+        let settings = settings.expect("a sample");
+        assert_eq!(settings.node.id(), id);
+        assert!(matches!(settings.certificates.token, TokenFile::Once { .. }));
+    }
+}

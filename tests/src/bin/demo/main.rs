@@ -1,4 +1,5 @@
-//! `make demo`: a canary split through a real Envoy, while its rule is edited on disk.
+//! `make demo`: a canary split through a real Envoy, while its rule is edited on disk; then two
+//! sidecars that prove who they are to each other.
 //!
 //! In: the YAML of `manifests/samples/standalone`, `ENVOY_BIN`, the binaries beside this one. Out: a
 //! table of observed shares, what the controller says of the proxy, and whether any request failed.
@@ -8,6 +9,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a tool")]
 
+mod sidecars;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use house::agents::Binaries;
 use house::client::Client;
 use house::mesh::{Controller, Envoy, GATEWAY_NODE, free_address_of, replace};
 use house::process::{Leashed, sibling};
@@ -147,7 +151,8 @@ async fn demo() -> Result<()> {
     if let Some(first) = first {
         bail!("the first failure: {first}");
     }
-    Ok(())
+    let (controller, agent) = (binary, sibling("heddle-agent")?);
+    sidecars::act(Binaries { controller, agent, envoy }).await
 }
 
 /// The port of the samples if both backends can have it, else another.
