@@ -51,6 +51,7 @@ cases![
     given_two_sidecars_then_every_request_is_mutual_tls_and_each_knows_the_other,
     given_strict_mutual_tls_then_an_unmeshed_pod_is_refused_and_permissive_serves_it,
     given_rules_of_the_mesh_then_sidecars_split_90_to_10,
+    given_the_sample_when_its_namespace_is_labelled_and_its_pods_restarted_then_the_gateway_speaks_mutual_tls_to_it,
     given_labels_and_annotations_when_pods_are_created_then_those_that_ask_have_a_sidecar,
     given_a_malformed_annotation_then_the_pod_is_refused_and_it_is_named,
     given_probes_of_the_app_then_they_are_asked_through_the_agent_and_hide_nothing,

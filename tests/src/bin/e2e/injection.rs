@@ -364,7 +364,16 @@ pub(crate) async fn given_traffic_in_the_mesh_when_the_controller_is_away_then_p
 
 /// A counter of a proxy, summed over the names that a test takes.
 async fn counter(cluster: &Cluster, pod: &str, takes: impl Fn(&str) -> bool) -> Result<u64> {
-    let forward = cluster.forward(MESHED, &format!("pod/{pod}"), 15000).await?;
+    counter_in(cluster, MESHED, pod, takes).await
+}
+
+async fn counter_in(
+    cluster: &Cluster,
+    namespace: &str,
+    pod: &str,
+    takes: impl Fn(&str) -> bool,
+) -> Result<u64> {
+    let forward = cluster.forward(namespace, &format!("pod/{pod}"), 15000).await?;
     let page = forward.page("/stats?format=json&usedonly").await?;
     let all = page["stats"].as_array().context("counters")?.iter();
     let taken = all.filter(|stat| stat["name"].as_str().is_some_and(&takes));
@@ -430,7 +439,7 @@ pub(crate) async fn given_strict_mutual_tls_then_an_unmeshed_pod_is_refused_and_
 ) -> Result<()> {
     let stranger = Inside::of(cluster, "default", &pod_of(cluster, "default", "app=reviews")?)?;
     let address = server(cluster)?;
-    let served = || stranger.get(cluster, address, HOST, "/").map(|(status, body)| (status, body));
+    let served = || stranger.get(cluster, address, HOST, "/");
     let (status, answer) = served()?;
     ensure!(status == 200 && answer["client"].is_null(), "{status} {answer}");
     let traffic = client(cluster)?.traffic(address, HOST)?;
@@ -487,4 +496,49 @@ pub(crate) async fn given_rules_of_the_mesh_then_sidecars_split_90_to_10(
     let (_, answer) = inside.get(cluster, address, HOST, "/")?;
     ensure!(answer["client"].as_str().is_some_and(|c| c.contains("sa/client")), "{answer}");
     cluster.kubectl(&["delete", "virtualservice,destinationrule", "server", "-n", MESHED]).map(drop)
+}
+
+pub(crate) async fn given_the_sample_when_its_namespace_is_labelled_and_its_pods_restarted_then_the_gateway_speaks_mutual_tls_to_it(
+    cluster: &Cluster,
+) -> Result<()> {
+    let traffic = Traffic::start(cluster.gateway()?);
+    let restart = || -> Result<()> {
+        cluster.kubectl(&["rollout", "restart", "deployment", "reviews-v1", "reviews-v2"])?;
+        cluster.rolled_out("default", "reviews-v1")?;
+        cluster.rolled_out("default", "reviews-v2")
+    };
+    cluster.kubectl(&["label", "namespace", "default", "istio-injection=enabled"])?;
+    restart()?;
+    // Pods that are going still answer for a while.
+    sleep(Duration::from_secs(12)).await;
+    traffic.take().good()?;
+    for pod in cluster.get(&["pods", "-l", "app=reviews"])?["items"].as_array().context("pods")? {
+        ensure!(sidecar(pod) == ["heddle-init", "heddle-proxy"], "{pod:#}");
+    }
+    let first = pod_of(cluster, "default", "app=reviews,version=v1")?;
+    let handshake = |name: &str| name.contains("15006") && name.ends_with(".ssl.handshake");
+    let handshakes = counter_in(cluster, "default", &first, handshake).await?;
+    ensure!(handshakes > 0, "no mutual TLS");
+    cluster.kubectl(&["apply", "-f", "manifests/samples/mutual-tls"])?;
+    let stranger = pod("stranger", "labels: {sidecar.istio.io/inject: 'false'}", "");
+    cluster.run("kubectl", &["apply", "-f", "-"], &stranger)?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/stranger", "--timeout=30s"])?;
+    let stranger = Inside::of(cluster, "default", "stranger")?;
+    let service = cluster.get(&["service", "reviews"])?;
+    let address = service["spec"]["clusterIP"].as_str().context("an address")?;
+    let address: SocketAddr = format!("{address}:9080").parse()?;
+    until("a stranger to be refused", async || {
+        stranger.get(cluster, address, "reviews", "/").is_err()
+    })
+    .await?;
+    sleep(Duration::from_secs(2)).await;
+    traffic.take().good()?;
+    cluster.kubectl(&["delete", "-f", "manifests/samples/mutual-tls"])?;
+    cluster.kubectl(&["delete", "pod", "stranger", "--wait=false"])?;
+    cluster.kubectl(&["label", "namespace", "default", "istio-injection-"])?;
+    restart()?;
+    sleep(Duration::from_secs(12)).await;
+    let total = traffic.stop().await?;
+    println!("        {total} requests, 0 failed; {handshakes} handshakes");
+    Ok(())
 }
