@@ -107,6 +107,17 @@ async fn ended(agent: Agent) -> Result<String> {
     Ok(log)
 }
 
+/// What `heddle-agent wait` says; nothing: it is ready.
+fn waits(agent: &Agent) -> Result<String> {
+    let port = agent.status.port().to_string();
+    let output = Command::new(built(env!("CARGO"), "heddle-agent")?)
+        .args(["wait", "--timeout", "0", "--status-port", &port])
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success() == said.is_empty(), "{output:?}");
+    Ok(said)
+}
+
 fn run(mesh: &str, test: impl AsyncFnOnce(Standalone) -> Result<()>) {
     let Some(envoy) = Envoy::binary() else {
         eprintln!("SKIPPED: ENVOY_BIN names no Envoy binary");
@@ -126,17 +137,21 @@ fn run(mesh: &str, test: impl AsyncFnOnce(Standalone) -> Result<()>) {
 fn given_no_controller_at_first_then_the_agent_waits_and_afterwards_outlives_it() {
     let gateway = free_address().expect("a port");
     run(&gateway_mesh(gateway.port()), async |house| {
-        let mut agent = house.agent(GATEWAY, "drainDuration: 1s\n")?;
+        let mut agent =
+            house.agent(GATEWAY, "drainDuration: 1s\nexitOnZeroActiveConnections: true\n")?;
         let traffic = || Traffic::start(gateway, "tea.example.com", StatusCode::IM_A_TEAPOT);
         agent.until("there is no certificate yet: connecting to").await?;
         let (status, text) = agent.readiness().await.context("no answer")?;
         ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
         ensure!(text.contains("Envoy is not started yet"), "{text}");
         ensure!(agent.envoy().is_err(), "Envoy runs without a certificate");
+        let waited = waits(&agent)?;
+        ensure!(waited.contains("not ready") && waited.contains("no certificate"), "{waited}");
 
         let controller = house.controller().await?;
         agent.ready().await?;
         serves(gateway).await?;
+        ensure!(waits(&agent)?.is_empty(), "heddle-agent wait fails");
 
         // Without it.
         let requests = traffic();
@@ -157,12 +172,17 @@ fn given_no_controller_at_first_then_the_agent_waits_and_afterwards_outlives_it(
 
         // It is asked to end, and serves on for the time of draining.
         let traffic = traffic();
+        let open = TcpStream::connect(gateway)?;
         let asked = Instant::now();
         agent.signal("TERM")?;
         agent.until("the proxy is ending").await?;
         tokio::time::sleep(Duration::from_millis(700)).await;
         serves(gateway).await.context("while draining")?;
         ensure!(traffic.stop().await? > 50, "hardly any traffic");
+        // And as long as somebody is connected.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        agent.until("the proxy is ending").await?;
+        drop(open);
         let log = ended(agent).await?;
         ensure!(asked.elapsed() >= Duration::from_secs(1), "it did not drain");
         ensure!(log.contains("Envoy ended with exit status: 0"), "{log}");

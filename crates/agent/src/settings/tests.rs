@@ -114,13 +114,13 @@ fn values_are_read_as_they_are_written_elsewhere() {
     assert!("app".parse::<Labels>().is_err());
     let probes: Probes = r#"{"/app-health/web/livez": {"httpGet": {"path": "/a", "port": 80,
         "scheme": "HTTPS"}, "timeoutSeconds": 3, "periodSeconds": 9},
-        "/app-health/web/readyz": {"grpc": {"port": 5, "service": "s"}}}"#
+        "/app-health/web/readyz": {"grpc": {"port": 5, "service": null, "later": 1}}}"#
         .parse()
         .expect("probes");
     let get = &probes.0["/app-health/web/livez"];
     assert_eq!(get.timeout_seconds, 3);
     assert!(matches!(&get.action, Action::HttpGet(get) if get.scheme == Scheme::Https));
-    assert_eq!(probes.0["/app-health/web/readyz"].timeout_seconds, 1);
+    assert_eq!(probes.0["/app-health/web/readyz"].timeout_seconds, 0);
     let metrics: AppMetrics = r#"{"port": "9090", "path": "m"}"#.parse().expect("metrics");
     assert_eq!((metrics.port, &*metrics.path), (9090, "/m"));
 }

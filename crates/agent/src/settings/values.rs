@@ -62,14 +62,14 @@ pub(crate) struct Labels(pub(crate) BTreeMap<String, String>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Probes(pub(crate) BTreeMap<String, Probe>);
 
-/// A probe as Kubernetes has it. Its other fields are for kubelet.
+/// A probe as Kubernetes has it. Its other fields are for kubelet, and newer versions may have more.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Probe {
     #[serde(flatten)]
     pub(crate) action: Action,
-    /// Unit: seconds.
-    #[serde(default = "one")]
+    /// Unit: seconds; 0 = 1.
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) timeout_seconds: u64,
 }
 
@@ -84,43 +84,40 @@ pub(crate) enum Action {
 
 /// Get a page.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct HttpGet {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) path: String,
     pub(crate) port: u16,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) host: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) scheme: Scheme,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) http_headers: Vec<Header>,
 }
 
 /// A header of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Header {
     pub(crate) name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) value: String,
 }
 
 /// Open a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct TcpSocket {
     pub(crate) port: u16,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) host: String,
 }
 
 /// Ask the health service of gRPC.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Grpc {
     pub(crate) port: u16,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) service: String,
 }
 
@@ -160,8 +157,13 @@ enum Number {
     Text(String),
 }
 
-fn one() -> u64 {
-    1
+/// Kubernetes takes null for what is not said.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 fn of_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
