@@ -107,7 +107,9 @@ async fn run(settings: Settings) -> Result<()> {
             Some(client)
         }
     };
-    let pipeline = Pipeline::new(Arc::clone(&shared), settings.verify_engine);
+    let own = settings.identity.as_ref().map(|identity| &identity.own);
+    let trust_domain = own.map(|own| Arc::from(own.trust_domain().as_str()));
+    let pipeline = Pipeline::new(Arc::clone(&shared), trust_domain, settings.verify_engine);
     tasks.spawn(pipeline.run(events, stopped.clone()));
     let injection = match settings.injection.zip(client.clone()) {
         Some((settings, client)) => {

@@ -74,10 +74,10 @@ fn differs_for_proxies(update: &Update) -> bool {
 
 impl Pipeline {
     /// A loop without objects and streams.
-    pub(crate) fn new(shared: Arc<Shared>, verify: bool) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, trust_domain: Option<Arc<str>>, verify: bool) -> Self {
         Self {
             shared,
-            engine: Engine::new(),
+            engine: trust_domain.map_or_else(Engine::new, Engine::of_trust_domain),
             offer: Offer::default(),
             objects: Objects::default(),
             rows: Rows::default(),

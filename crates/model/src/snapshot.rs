@@ -158,6 +158,9 @@ pub struct Facts {
 /// All rows.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
+    /// Domain of identities, where an authority says it: then it counts, whatever settings say.
+    /// Never changes.
+    pub trust_domain: Option<Arc<str>>,
     objects: BTreeMap<Arc<ObjectRef>, Vec<Row>>,
     /// Settings of the mesh.
     pub meshes: Table<Mesh>,

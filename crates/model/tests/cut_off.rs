@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use model::rows::{
     Destination, DestinationPolicy, Forward, Gateway, GatewayName, HostPattern, HostScope,
-    HttpAction, HttpRule, LbAlgorithm, Protocol, Rewrite, RouteRules, Server, Service, ServicePort,
-    TargetPort, TrafficPolicy, WeightedDestination,
+    HttpAction, HttpRule, LbAlgorithm, Mesh, Protocol, Rewrite, RouteRules, Server, Service,
+    ServicePort, TargetPort, TrafficPolicy, WeightedDestination,
 };
-use model::{Batch, Capabilities, Change, Engine, Kind, ObjectRef, Proxy, ProxyKey, Row, Update};
+use model::{
+    Batch, Capabilities, Change, Engine, Kind, ObjectRef, Proxy, ProxyKey, Row, Update, ir,
+};
 
 const HOST: &str = "shop.ns.svc.cluster.local";
 
@@ -147,4 +149,29 @@ fn given_another_load_balancer_then_the_cluster_differs_and_nothing_else() {
     let update = after(policy(LbAlgorithm::RoundRobin));
     assert_eq!(told(&update), [format!("outbound|80||{HOST}")]);
     assert!(update.scopes.is_empty() && update.layers.is_empty());
+}
+
+#[test]
+fn given_an_authority_then_its_trust_domain_counts_and_not_that_of_the_settings() {
+    let mesh = Mesh { trust_domain: "settings.test".into(), ..Mesh::default() };
+    let settings = change("MeshConfig", Row::Mesh(mesh.into()));
+    let agent = Capabilities { vhds: true, mutual_tls: true };
+    let proxy = Proxy::parse("sidecar~1.1.1.1~a.ns~ns", None, agent).expect("valid");
+    for (mut engine, expected) in [
+        (Engine::new(), "settings.test"),
+        (Engine::of_trust_domain("authority.test".into()), "authority.test"),
+    ] {
+        let connected = vec![(ProxyKey(1), proxy.clone())];
+        let changes = vec![settings.clone()];
+        engine.apply(Batch { changes, connected, disconnected: vec![] });
+        let found = engine.resources_of(ProxyKey(1)).into_values().find_map(|r| match &*r {
+            ir::Resource::Listener(listener) => match &listener.serves {
+                ir::Serves::Inbound { trust_domain, .. } => Some(trust_domain.to_string()),
+                _ => None,
+            },
+            _ => None,
+        });
+        assert_eq!(found.as_deref(), Some(expected));
+        assert_eq!(engine.verify(), [""; 0]);
+    }
 }

@@ -147,6 +147,13 @@ impl Engine {
         Self::default()
     }
 
+    /// The same, of an authority whose identities are of this domain.
+    pub fn of_trust_domain(trust_domain: Arc<str>) -> Self {
+        let mut engine = Self::new();
+        engine.snapshot.trust_domain = Some(trust_domain);
+        engine
+    }
+
     /// Apply a batch and say what differs.
     pub fn apply(&mut self, batch: Batch) -> Update {
         let Batch { changes, connected, disconnected } = batch;
@@ -245,6 +252,7 @@ impl Engine {
     /// `--verify-engine`.
     pub fn verify(&self) -> Vec<String> {
         let mut fresh = Self::new();
+        fresh.snapshot.trust_domain.clone_from(&self.snapshot.trust_domain);
         let changes = self.snapshot.changes();
         let proxies = self.proxies.iter().map(|(key, (proxy, _))| (*key, (**proxy).clone()));
         fresh.apply(Batch { changes, connected: proxies.collect(), disconnected: Vec::new() });

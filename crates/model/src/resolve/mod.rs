@@ -446,7 +446,11 @@ impl Query for MeshSettings {
 
     fn run(&self, view: &View<'_>) -> Mesh {
         let first = view.bucket(&IndexKey::Mesh, |s| &s.meshes).into_iter().next();
-        first.map(|(_, mesh)| (*mesh).clone()).unwrap_or_default()
+        let mut mesh = first.map(|(_, mesh)| (*mesh).clone()).unwrap_or_default();
+        if let Some(own) = view.trust_domain() {
+            mesh.trust_domain = own;
+        }
+        mesh
     }
 
     fn key(&self) -> Key {

@@ -125,6 +125,11 @@ impl View<'_> {
         found
     }
 
+    /// Domain of identities, where an authority says it.
+    pub(super) fn trust_domain(&self) -> Option<Arc<str>> {
+        self.snapshot.trust_domain.clone()
+    }
+
     pub(super) fn rules(&self, id: &RowId) -> Option<Arc<RouteRules>> {
         self.note(Fact::Row(id.clone()));
         self.snapshot.rules.get(id).map(|(_, row)| Arc::clone(row))
