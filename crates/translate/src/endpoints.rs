@@ -3,7 +3,8 @@
 //! A set is put together from chunks, each of which is encoded once: an endpoint that comes or goes
 //! in a service of thousands costs the bytes of its own slice and a copy of the others.
 //!
-//! **Invariant:** localities are sorted, chunks and the endpoints of each keep the order of the `ir`.
+//! **Invariant:** priorities and then places are sorted, chunks and the endpoints of each keep the
+//! order of the `ir`.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use envoy_api::envoy::config::core::v3::{
 use envoy_api::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
 };
-use model::ir::{self, Place};
+use model::ir::{self, Place, Spot};
 use model::rows::Locality;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -29,43 +30,56 @@ const LOCALITIES: u32 = 2;
 /// A chunk as it is encoded.
 #[derive(Default)]
 struct Encoded {
-    /// By place: the sum of weights, and `LocalityLbEndpoints` with nothing but them.
-    places: BTreeMap<Locality, (u32, Vec<u8>)>,
+    /// By spot: the sum of weights, and `LocalityLbEndpoints` with nothing but them.
+    places: BTreeMap<Spot, (u32, Vec<u8>)>,
     violations: Vec<Violation>,
+}
+
+/// Endpoints of a place that have one priority.
+#[derive(Default)]
+struct Group<'a> {
+    /// The sum of their weights.
+    weight: u32,
+    /// Their shares of requests, where those are given.
+    shares: BTreeMap<&'a Spot, u32>,
+    parts: Vec<&'a [u8]>,
 }
 
 /// Encode an endpoint set, and say which rules of Envoy's API it breaks.
 pub(crate) fn endpoints(set: &ir::Endpoints) -> (Vec<u8>, Vec<Violation>) {
     let ir::Endpoints { cluster, chunks, places: counted, origins: _ } = set;
-    let mut places: BTreeMap<&Locality, (u32, Vec<&[u8]>)> = BTreeMap::new();
+    let mut groups: BTreeMap<(u32, &Locality), Group<'_>> = BTreeMap::new();
     let mut violations = Vec::new();
     for chunk in chunks {
         let memo =
             chunk.memo.get_or_init(|| Box::new(Encoded::of(chunk)) as Box<dyn Any + Send + Sync>);
         // Nobody else keeps anything there.
         let Some(encoded) = memo.downcast_ref::<Encoded>() else { continue };
-        for (place, (count, bytes)) in &encoded.places {
-            let entry = places.entry(place).or_default();
-            entry.0 = entry.0.saturating_add(*count);
-            entry.1.push(bytes);
+        for (spot, (weight, bytes)) in &encoded.places {
+            let Place { priority, share } = match counted {
+                None => Place { priority: 0, share: None },
+                Some(counted) => match counted.get(spot) {
+                    Some(place) => *place,
+                    None => continue,
+                },
+            };
+            let group = groups.entry((priority, &spot.locality)).or_default();
+            group.weight = group.weight.saturating_add(*weight);
+            // A spot may be in several chunks; its share is that of all of them.
+            group.shares.extend(share.map(|share| (spot, share)));
+            group.parts.push(bytes);
         }
         violations.extend(encoded.violations.iter().cloned());
     }
     let head = ClusterLoadAssignment { cluster_name: cluster.to_string(), ..Default::default() };
     violations.extend(check::violations_of(ResourceType::Endpoints, &head.encode_to_vec()));
     let mut out = head.encode_to_vec();
-    for (place, (count, parts)) in places {
-        let Place { priority, share } = match counted {
-            None => Place { priority: 0, share: None },
-            Some(counted) => match counted.get(place) {
-                Some(place) => *place,
-                None => continue,
-            },
-        };
+    for ((priority, place), Group { weight, shares, parts }) in groups {
+        let share = shares.into_values().reduce(u32::saturating_add);
         let around = LocalityLbEndpoints {
             priority,
             locality: (*place != Locality::default()).then(|| locality(place)),
-            load_balancing_weight: Some(share.unwrap_or(count)),
+            load_balancing_weight: Some(share.unwrap_or(weight)),
             ..Default::default()
         };
         let length = around.encoded_len() + parts.iter().map(|part| part.len()).sum::<usize>();
@@ -90,7 +104,8 @@ pub(crate) fn locality(place: &Locality) -> core::Locality {
 }
 
 fn endpoint(endpoint: &ir::EndpointAddress) -> LbEndpoint {
-    let ir::EndpointAddress { address, port, draining, locality: _, weight, mutual_tls } = endpoint;
+    let ir::EndpointAddress { address, port, draining, locality: _, weight, mutual_tls, labels: _ } =
+        endpoint;
     let health = if *draining { HealthStatus::Draining } else { HealthStatus::Healthy };
     LbEndpoint {
         metadata: mutual_tls.then(tls::endpoint_metadata),
@@ -126,9 +141,9 @@ pub(crate) fn socket(address: &str, port: u16) -> Address {
 
 impl Encoded {
     fn of(chunk: &ir::EndpointChunk) -> Self {
-        let mut places: BTreeMap<&Locality, Vec<LbEndpoint>> = BTreeMap::new();
+        let mut places: BTreeMap<Spot, Vec<LbEndpoint>> = BTreeMap::new();
         for one in &chunk.endpoints {
-            places.entry(&one.locality).or_default().push(endpoint(one));
+            places.entry(one.spot()).or_default().push(endpoint(one));
         }
         let mut out = Self::default();
         for (place, lb_endpoints) in places {
@@ -138,7 +153,7 @@ impl Encoded {
             let one = lb_endpoints.iter().take(1).flat_map(check::violations);
             out.violations.extend(one);
             let bytes = LocalityLbEndpoints { lb_endpoints, ..Default::default() }.encode_to_vec();
-            out.places.insert(place.clone(), (count, bytes));
+            out.places.insert(place, (count, bytes));
         }
         out
     }

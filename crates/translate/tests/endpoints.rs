@@ -39,6 +39,7 @@ fn set() -> impl Strategy<Value = ir::Endpoints> {
                 locality: place(at),
                 weight: u32::from(at) + 1,
                 mutual_tls: draining,
+                labels: (at > 2).then(|| Arc::new(BTreeMap::from([("a".into(), "b".into())]))),
             });
         }
         ir::Endpoints {

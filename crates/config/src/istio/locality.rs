@@ -11,7 +11,7 @@ use model::rows::LocalityBalance;
 use model::{ObjectRef, Problem, Reason};
 use serde::Deserialize;
 
-use crate::schema::{OnBad, Rule, Type, field, not_yet};
+use crate::schema::{OnBad, Rule, Type, field};
 use crate::text;
 
 /// A `localityLbSetting`.
@@ -37,7 +37,8 @@ pub(super) const LOCALITY: Type = Type::Ruled(
                 OnBad::Field,
             ),
         ),
-        not_yet("failoverPriority").of(Type::List(&Type::Text, OnBad::Field)),
+        // Without one of them the others would mean something else.
+        field("failoverPriority", Type::List(&Type::Checked(label), OnBad::Parent)),
         field("enabled", Type::Bool),
     ]),
     &[Rule {
@@ -55,12 +56,32 @@ fn pattern(text: &str) -> Result<(), String> {
     Err(format!("must be like region/zone/*, but is {text:?}"))
 }
 
+/// A label by its key, or a key and a value, as `version=v1`.
+fn label(text: &str) -> Result<(), String> {
+    let (key, value) = asked(text);
+    let good = |part: &str| !part.is_empty() && !part.contains(char::is_whitespace);
+    match good(&key) && value.as_deref().is_none_or(good) {
+        true => Ok(()),
+        false => Err(format!("must be the key of a label, or key=value, but is {text:?}")),
+    }
+}
+
+/// What a text of `label` means.
+fn asked(text: &str) -> (Arc<str>, Option<Arc<str>>) {
+    match text.split_once('=') {
+        Some((key, value)) => (Arc::from(key), Some(Arc::from(value))),
+        None => (Arc::from(text), None),
+    }
+}
+
 /// The decoded form of `LOCALITY`.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct Locality {
     distribute: Vec<Option<Distribute>>,
     failover: Vec<Option<Failover>>,
+    #[serde(rename = "failoverPriority")]
+    failover_priority: Vec<String>,
     enabled: Option<bool>,
 }
 
@@ -86,11 +107,12 @@ impl Locality {
         path: &str,
         problems: &mut Vec<Problem>,
     ) -> LocalityBalance {
-        let Self { distribute, failover, enabled } = self;
+        let Self { distribute, failover, failover_priority, enabled } = self;
         let mut out = LocalityBalance {
             enabled: enabled.unwrap_or(true),
             distribute: Vec::new(),
             failover: failover.into_iter().flatten().map(|f| (f.from, f.to)).collect(),
+            priority: failover_priority.iter().map(|text| asked(text)).collect(),
         };
         for (index, entry) in distribute.into_iter().enumerate() {
             let Some(Distribute { from, to }) = entry else { continue };

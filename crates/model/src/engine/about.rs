@@ -61,14 +61,14 @@ impl Engine {
         let Group { namespace, capabilities, role } = &**group;
         let role = match role {
             GroupRole::Router { gateways, ports, near } => AboutRole::Router {
-                near: near.clone(),
+                near: near.as_ref().map(|near| near.locality.clone()),
                 gateways: gateways.iter().map(object).collect(),
                 ports: ports.clone(),
             },
             GroupRole::Sidecar { viewer, inbound, others: _ } => AboutRole::Sidecar {
                 sidecar: viewer.scope.as_ref().map(object),
                 labels: viewer.labels.iter().cloned().collect(),
-                near: viewer.near.clone(),
+                near: viewer.near.as_ref().map(|near| near.locality.clone()),
                 captures: viewer.captures,
                 inbound: inbound.iter().map(|port| port.port).collect(),
             },

@@ -145,6 +145,18 @@ pub struct EndpointAddress {
     pub weight: u32,
     /// Whether it takes mutual TLS of the mesh.
     pub mutual_tls: bool,
+    /// Those of its labels in which it matters whether it agrees with clients. Shape: none = none.
+    pub labels: Option<Arc<BTreeMap<Arc<str>, Arc<str>>>>,
+}
+
+/// Endpoints that are alike to all clients: of one place, and of the same labels as far as they
+/// matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Spot {
+    /// Where they run.
+    pub locality: Arc<Locality>,
+    /// As in `EndpointAddress`.
+    pub labels: Option<Arc<BTreeMap<Arc<str>, Arc<str>>>>,
 }
 
 /// How much a place counts.
@@ -158,7 +170,7 @@ pub struct Place {
 }
 
 /// Places that count, and how much.
-pub type Places = BTreeMap<Locality, Place>;
+pub type Places = BTreeMap<Spot, Place>;
 
 /// The endpoints of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +183,15 @@ pub struct Endpoints {
     pub places: Option<Places>,
     /// The service.
     pub origins: Origins,
+}
+
+// === impl EndpointAddress ===
+
+impl EndpointAddress {
+    /// Whom it is like.
+    pub fn spot(&self) -> Spot {
+        Spot { locality: Arc::clone(&self.locality), labels: self.labels.clone() }
+    }
 }
 
 // === impl EndpointChunk ===

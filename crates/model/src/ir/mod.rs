@@ -12,7 +12,7 @@ mod route;
 
 pub use cluster::{
     Cluster, ClusterEndpoints, EndpointAddress, EndpointChunk, Endpoints, HttpVersion, MeshTls,
-    NamedEndpoint, PINNED, Place, Places, UpstreamTls,
+    NamedEndpoint, PINNED, Place, Places, Spot, UpstreamTls,
 };
 pub use listener::{Chain, InboundPort, Listener, OtherPorts, Serves, Shares, Takes};
 pub use route::{

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::authentication::OtherPorts;
 use super::client::Client;
 use super::inbound::{self, InboundKey};
+use super::place::{AskedLabels, Near, asked};
 use super::sidecar::{Viewer, is_wide};
-use super::{Key, precedence, selects};
+use super::{Key, Labels, precedence, selects};
 use crate::proxy::{Capabilities, Proxy, Role};
-use crate::rows::{Locality, SidecarScope, TargetPort, Workload};
+use crate::rows::{SidecarScope, TargetPort, Workload};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -33,7 +34,7 @@ pub(crate) enum GroupRole {
         /// Declared port → port to listen on, where a service in front maps it.
         ports: BTreeMap<u16, u16>,
         /// Where it runs, as far as that matters for any cluster.
-        near: Option<Locality>,
+        near: Option<Near>,
     },
     /// Beside a workload.
     Sidecar {
@@ -75,7 +76,7 @@ impl Query for GroupOf {
         let proxy = &self.0;
         let workload = view.workload(&proxy.namespace, &proxy.name);
         let labels = workload.as_ref().map_or(&proxy.labels, |w| &w.labels);
-        let near = near(view, proxy, workload.as_deref());
+        let near = near(view, proxy, workload.as_deref(), labels);
         let role = match proxy.role {
             Role::Router => router(view, proxy, workload.as_deref(), labels, near),
             Role::Sidecar => {
@@ -104,16 +105,24 @@ impl Query for GroupOf {
     }
 }
 
-/// Where a proxy runs, if that is known and matters for any cluster: where its node is, else where
-/// its user says.
-fn near(view: &View<'_>, proxy: &Proxy, workload: Option<&Workload>) -> Option<Locality> {
+/// What of a proxy decides which endpoints it prefers, if that matters for any cluster: where its
+/// node is, else where its user says, and labels.
+fn near(
+    view: &View<'_>,
+    proxy: &Proxy,
+    workload: Option<&Workload>,
+    labels: &Labels,
+) -> Option<Near> {
     if !view.places_matter() {
         return None;
     }
     let node = workload.and_then(|w| view.node(w.node.as_ref()?)).map(|node| node.locality.clone());
     let declared = || Some(workload?.declared.as_ref()?.locality.clone());
-    let place = node.or_else(declared).unwrap_or_else(|| proxy.locality.clone());
-    (place != Locality::default()).then_some(place)
+    let locality = node.or_else(declared).unwrap_or_else(|| proxy.locality.clone());
+    let keys = view.get(&AskedLabels);
+    let near = Near { locality, labels: asked(&keys, labels) };
+    // One that carries none of the labels does not agree either.
+    (!keys.is_empty() || near != Near::default()).then_some(near)
 }
 
 fn router(
@@ -121,7 +130,7 @@ fn router(
     proxy: &Proxy,
     workload: Option<&Workload>,
     labels: &BTreeMap<Arc<str>, Arc<str>>,
-    near: Option<Locality>,
+    near: Option<Near>,
 ) -> GroupRole {
     let gateways = view.gateways_selecting(labels);
     // Only ports that a server opens matter; others would split equal groups.

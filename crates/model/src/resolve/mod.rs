@@ -6,7 +6,7 @@
 //! | level | queries | read |
 //! |---|---|---|
 //! | 0 | `Mesh`, `RulesHead`, `Carried` | rows |
-//! | 1 | `PolicyChain`, `Imported`, `Excluded`, `PeerModes`, `Mentions`: namespaces that a host is named for | rows |
+//! | 1 | `PolicyChain`, `Imported`, `Excluded`, `PeerModes`, `AskedLabels`, `Mentions`: namespaces that a host is named for | rows |
 //! | 2 | `Outcome`, `RuledConnections`: what destinations of rules come to; `PortMentions`; `Chunk`, `Selected`: endpoints of a slice, a selector | rules, services, policies |
 //! | 3 | `BaseView`, `SharedPort`: what sidecars have whatever hosts there are; `Accounts` of endpoints | services, rules, endpoints |
 //! | 4 | `PortView`: listener and routes of a port | these, rules for `*` |
@@ -24,6 +24,7 @@ mod client;
 mod cluster;
 mod connections;
 mod destination;
+mod endpoints;
 mod group;
 mod inbound;
 mod lint;
@@ -45,20 +46,22 @@ use std::sync::Arc;
 
 use crate::ir;
 use crate::names;
-use crate::rows::{Locality, Mesh, OutboundPolicy};
+use crate::rows::{Mesh, OutboundPolicy};
 use crate::snapshot::{IndexKey, RowId};
 use crate::track::{AnyValue, Query, View, rerun};
 
 use authentication::OtherPorts;
 pub(crate) use authentication::PeerModes;
 pub(crate) use client::Client;
-pub(crate) use cluster::{Accounts, Chunk, Selected};
 use connections::{ChainKey, Chains};
 pub(crate) use connections::{RuledConnections, SharedPort};
 pub(crate) use destination::{Outcome, PolicyChain};
+pub(crate) use endpoints::{Accounts, Chunk, Selected};
 pub(crate) use group::{Group, GroupOf, GroupRole};
 use inbound::InboundKey;
 pub(crate) use lint::Lint;
+pub(crate) use place::AskedLabels;
+pub(crate) use place::Near;
 pub(crate) use rules::{Carried, Excluded, RulesHead};
 pub(crate) use scope::Scope;
 pub(crate) use sidecar::{BaseView, HostView, Imported, PortView, SidecarRows, Viewer};
@@ -154,7 +157,7 @@ pub enum RowKey {
         /// The destination.
         cluster: ClusterKey,
         /// Where the client runs, as far as it matters.
-        near: Option<Locality>,
+        near: Option<Near>,
     },
 }
 
@@ -265,6 +268,7 @@ pub(crate) enum Key {
     Mesh,
     RulesHead(RulesHead),
     Carried(Carried),
+    AskedLabels,
     PeerModes(PeerModes),
     Chunk(Chunk),
     Selected(Selected),
@@ -316,7 +320,8 @@ impl Key {
     pub(crate) fn level(&self) -> u8 {
         match self {
             Self::Mesh | Self::RulesHead(_) | Self::Carried(_) => 0,
-            Self::PeerModes(_)
+            Self::AskedLabels
+            | Self::PeerModes(_)
             | Self::Imported(_)
             | Self::Excluded(_)
             | Self::PolicyChain(_)
@@ -344,6 +349,7 @@ impl Key {
             Self::Mesh => rerun(&MeshSettings, view, old),
             Self::RulesHead(query) => rerun(query, view, old),
             Self::Carried(query) => rerun(query, view, old),
+            Self::AskedLabels => rerun(&AskedLabels, view, old),
             Self::PeerModes(query) => rerun(query, view, old),
             Self::Chunk(query) => rerun(query, view, old),
             Self::Accounts(query) => rerun(query, view, old),
@@ -375,6 +381,7 @@ impl fmt::Display for Key {
             Self::Mesh => write!(f, "mesh settings"),
             Self::RulesHead(q) => write!(f, "hosts and gateways of {}", q.0.object),
             Self::Carried(q) => write!(f, "workloads of {} labelled {:?}", q.namespace, q.labels),
+            Self::AskedLabels => write!(f, "labels that decide about places"),
             Self::PeerModes(q) => write!(f, "what workloads of {} take", q.0),
             Self::Chunk(q) => write!(f, "endpoints of {q}"),
             Self::Accounts(q) => write!(f, "accounts of {}", q.service.object),
@@ -493,7 +500,7 @@ impl Query for Arc<RowKey> {
                 Cluster(Box::new(cluster::cluster(view, cluster, *mutual_tls)))
             }
             RowKey::Endpoints { cluster, near } => {
-                Endpoints(cluster::endpoints(view, cluster, near.as_ref()))
+                Endpoints(endpoints::endpoints(view, cluster, near.as_ref()))
             }
         }
     }

@@ -4,20 +4,58 @@
 //! share.
 //!
 //! Failover is in force where endpoints can be set aside: the same subzone first, then the same
-//! zone, the same region, the region that the policy names, all others. A distribution gives shares
-//! instead, and leaves out the places that it does not name.
+//! zone, the same region, the region that the policy names, all others. Where the policy lists
+//! labels, those in which endpoints agree with the proxy decide instead. A distribution gives
+//! shares, and leaves out the places that it does not name.
 //!
 //! **Invariant:** priorities begin at 0 and have no gaps: Envoy would refuse them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::ClusterKey;
 use super::cluster::effective_policy;
-use crate::ir::{Place, Places};
+use super::{ClusterKey, Key, Labels};
+use crate::ir::{Place, Places, Spot};
 use crate::object::Origins;
 use crate::rows::{Locality, LocalityBalance, TrafficPolicy};
-use crate::track::View;
+use crate::snapshot::IndexKey;
+use crate::track::{Query, View};
+
+/// What of a proxy decides which endpoints it prefers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Near {
+    /// Where it runs.
+    pub locality: Locality,
+    /// Those of its labels that a policy asks for.
+    pub labels: Labels,
+}
+
+/// Labels in which policies ask whether endpoints agree with clients.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AskedLabels;
+
+impl Query for AskedLabels {
+    type Value = BTreeSet<Arc<str>>;
+
+    fn run(&self, view: &View<'_>) -> BTreeSet<Arc<str>> {
+        let of_mesh = Arc::clone(&view.mesh().locality);
+        let mut asked: BTreeSet<_> = of_mesh.priority.iter().map(|(key, _)| key.clone()).collect();
+        for (_, policy) in view.bucket(&IndexKey::PlacePolicy, |s| &s.policies) {
+            asked.extend(policy.asked_labels().cloned());
+        }
+        asked
+    }
+
+    fn key(&self) -> Key {
+        Key::AskedLabels
+    }
+}
+
+/// Those of some labels that have one of these keys.
+pub(super) fn asked(keys: &BTreeSet<Arc<str>>, labels: &Labels) -> Labels {
+    let own = |key: &Arc<str>| Some((Arc::clone(key), Arc::clone(labels.get(key)?)));
+    keys.iter().filter_map(own).collect()
+}
 
 /// What a policy says of places; none when they do not matter.
 fn balance(view: &View<'_>, policy: &TrafficPolicy) -> Option<Arc<LocalityBalance>> {
@@ -42,16 +80,17 @@ pub(super) fn distributes(view: &View<'_>, policy: &TrafficPolicy) -> bool {
 pub(super) fn places(
     view: &View<'_>,
     cluster: &ClusterKey,
-    near: &Locality,
-    weights: &BTreeMap<Locality, u32>,
+    near: &Near,
+    weights: &BTreeMap<Spot, u32>,
 ) -> Option<Places> {
     let policy = effective_policy(view, cluster, &mut Origins::default());
     let balance = balance(view, &policy)?;
-    let from = balance.distribute.iter().find(|(from, _)| covers(from, near));
+    let (here, unknown) = (&near.locality, Locality::default());
+    let from = balance.distribute.iter().find(|(from, _)| *here != unknown && covers(from, here));
     if let Some((_, to)) = from {
         let shares = to.iter().flat_map(|(pattern, share)| {
             let inside: Vec<_> =
-                weights.iter().filter(|(place, _)| covers(pattern, place)).collect();
+                weights.iter().filter(|(spot, _)| covers(pattern, &spot.locality)).collect();
             let sum: u64 = inside.iter().map(|(_, weight)| u64::from(**weight)).sum();
             inside.into_iter().map(move |(place, weight)| {
                 // Of 100 in all; finer where a pattern has several places.
@@ -70,18 +109,56 @@ pub(super) fn places(
     if !balance.distribute.is_empty() {
         return None;
     }
-    let next = balance.failover.iter().find(|(from, _)| *from == near.region).map(|(_, to)| to);
-    let rank = |place: &Locality| match (near.region == place.region, near.zone == place.zone) {
-        (true, true) if near.subzone == place.subzone => 0,
-        (true, true) => 1,
-        (true, false) => 2,
-        (false, _) if next == Some(&place.region) => 3,
-        (false, _) => 4,
+    if !balance.priority.is_empty() {
+        return Some(prioritized(weights, |spot| disagreement(&balance, near, spot)));
+    }
+    if *here == unknown {
+        return None;
+    }
+    let next = balance.failover.iter().find(|(from, _)| *from == here.region).map(|(_, to)| to);
+    Some(prioritized(weights, |spot| {
+        let there = &spot.locality;
+        match (here.region == there.region, here.zone == there.zone) {
+            (true, true) if here.subzone == there.subzone => 0,
+            (true, true) => 1,
+            (true, false) => 2,
+            (false, _) if next == Some(&there.region) => 3,
+            (false, _) => 4,
+        }
+    }))
+}
+
+/// Priorities in the order of ranks.
+fn prioritized(weights: &BTreeMap<Spot, u32>, rank: impl Fn(&Spot) -> usize) -> Places {
+    let ranks: BTreeSet<usize> = weights.keys().map(&rank).collect();
+    let priorities: BTreeMap<usize, u32> = ranks.into_iter().zip(0..).collect();
+    let place = |spot: &Spot| Place { priority: priorities[&rank(spot)], share: None };
+    weights.keys().map(|spot| (spot.clone(), place(spot))).collect()
+}
+
+/// How many labels are left from the first on in which an endpoint does not agree.
+fn disagreement(balance: &LocalityBalance, near: &Near, spot: &Spot) -> usize {
+    let none = Labels::new();
+    let labels = spot.labels.as_deref().unwrap_or(&none);
+    let agrees = |(key, value): &(Arc<str>, Option<Arc<str>>)| {
+        let there = told(&spot.locality, labels, key);
+        match value {
+            Some(value) => there == Some(value),
+            None => there == told(&near.locality, &near.labels, key),
+        }
     };
-    let ranks: BTreeSet<u32> = weights.keys().map(rank).collect();
-    let priorities: BTreeMap<u32, u32> = ranks.into_iter().zip(0..).collect();
-    let place = |place: &Locality| Place { priority: priorities[&rank(place)], share: None };
-    Some(weights.keys().map(|locality| (locality.clone(), place(locality))).collect())
+    balance.priority.len() - balance.priority.iter().take_while(|asked| agrees(asked)).count()
+}
+
+/// The value of a label; those of places are told by the place.
+fn told<'a>(place: &'a Locality, labels: &'a Labels, key: &str) -> Option<&'a Arc<str>> {
+    let of_place = match key {
+        "topology.kubernetes.io/region" => &place.region,
+        "topology.kubernetes.io/zone" => &place.zone,
+        "topology.istio.io/subzone" => &place.subzone,
+        _ => return labels.get(key),
+    };
+    Some(of_place).filter(|part| !part.is_empty())
 }
 
 /// Whether a pattern such as `region/zone/*` covers a place; what it does not say is any.

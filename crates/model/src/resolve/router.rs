@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::client::Client;
 use super::destination::Outcome;
 use super::group::Group;
-use super::place::matters;
+use super::place::{Near, matters};
 use super::rules::{Excluded, Head, RulesHead};
 use super::virtual_host::BoundRules;
 use super::{ClusterKey, HostKey, HostNames, Otherwise, RowKey, RowSet, Servers, precedence};
@@ -21,7 +21,7 @@ use crate::hosts;
 use crate::ir;
 use crate::names;
 use crate::object::Origins;
-use crate::rows::{GatewayName, HostPattern, Locality};
+use crate::rows::{GatewayName, HostPattern};
 use crate::snapshot::RowId;
 use crate::track::View;
 
@@ -49,7 +49,7 @@ pub(super) fn rows(
     group: &Group,
     gateways: &[RowId],
     mapped: &BTreeMap<u16, u16>,
-    near: Option<&Locality>,
+    near: Option<&Near>,
 ) -> RowSet {
     let mut rows = RowSet::new();
     let mut missing = BTreeMap::new();
@@ -189,7 +189,7 @@ pub(super) fn served_domains(patterns: &[HostPattern], head: &Head) -> BTreeSet<
 /// each is kept, so that the scope holds one of a name.
 fn add_clusters(
     view: &View<'_>,
-    (near, mutual_tls): (Option<&Locality>, bool),
+    (near, mutual_tls): (Option<&Near>, bool),
     bound: &BoundRules,
     rows: &mut RowSet,
     missing: &mut BTreeMap<Arc<str>, ClusterKey>,

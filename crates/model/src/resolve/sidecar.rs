@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::client::Client;
 use super::connections::{ChainKey, of_shared, shared, to_address};
 use super::destination::{Outcome, whole};
-use super::place::matters;
+use super::place::{Near, matters};
 use super::rules::{Excluded, Head, RulesHead};
 use super::view::PortOf;
 use super::virtual_host::BoundRules;
@@ -26,8 +26,7 @@ use super::{
 use crate::hosts;
 use crate::names;
 use crate::rows::{
-    EgressListener, GatewayName, HostPattern, HostScope, Locality, OutboundPolicy, Protocol,
-    SidecarScope,
+    EgressListener, GatewayName, HostPattern, HostScope, OutboundPolicy, Protocol, SidecarScope,
 };
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
@@ -46,7 +45,7 @@ pub(crate) struct Viewer {
     /// services.
     pub(crate) captures: bool,
     /// Where its workload runs, as far as that matters for any cluster.
-    pub(crate) near: Option<Locality>,
+    pub(crate) near: Option<Near>,
     /// Whether it holds a certificate of its workload.
     pub(crate) mutual_tls: bool,
 }

@@ -388,6 +388,7 @@ impl View<'_> {
     /// Whether it may matter for any cluster where a client runs.
     pub(super) fn places_matter(&self) -> bool {
         !self.mesh().locality.distribute.is_empty()
+            || !self.mesh().locality.priority.is_empty()
             || !self.ids(&IndexKey::PlacePolicy, |s| &s.policies).is_empty()
     }
 

@@ -67,6 +67,10 @@ pub struct LocalityBalance {
     pub distribute: Vec<(Arc<str>, PlaceShares)>,
     /// Region of the client → region to use when its own has no healthy endpoints.
     pub failover: Vec<(Arc<str>, Arc<str>)>,
+    /// Labels in which endpoints agree with the client, most important first: the more of them
+    /// agree from the first on, the earlier an endpoint is used. With the value that an endpoint
+    /// must have; none = that of the client. Empty = places decide.
+    pub priority: Vec<(Arc<str>, Option<Arc<str>>)>,
 }
 
 /// How an endpoint is chosen, and by what.
@@ -268,13 +272,22 @@ impl From<LbAlgorithm> for LoadBalancer {
 
 impl Default for LocalityBalance {
     fn default() -> Self {
-        Self { enabled: true, distribute: Vec::new(), failover: Vec::new() }
+        let priority = Vec::new();
+        Self { enabled: true, distribute: Vec::new(), failover: Vec::new(), priority }
     }
 }
 
 // === impl DestinationPolicy ===
 
 impl DestinationPolicy {
+    /// Labels in which it asks whether endpoints agree with clients.
+    pub fn asked_labels(&self) -> impl Iterator<Item = &Arc<str>> {
+        let parts = std::iter::once(&self.policy).chain(self.subsets.iter().map(|s| &s.policy));
+        let all = parts.flat_map(|policy| std::iter::once(policy).chain(policy.ports.values()));
+        let balances = all.filter_map(|policy| policy.load_balancer.as_ref()?.locality.as_ref());
+        balances.flat_map(|balance| balance.priority.iter().map(|(key, _)| key))
+    }
+
     /// Whether it may matter for clients where they run.
     pub fn may_prefer_places(&self) -> bool {
         let matters = |policy: &TrafficPolicy| {

@@ -300,6 +300,15 @@ fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         enabled: true,
         distribute: vec![("/z0".into(), vec![("/z1".into(), 40), ("*".into(), 60)])],
         failover: vec![],
+        priority: vec![],
+    };
+    let agreeing = LocalityBalance {
+        priority: vec![
+            ("topology.kubernetes.io/zone".into(), None),
+            ("version".into(), Some("v1".into())),
+            ("app".into(), None),
+        ],
+        ..LocalityBalance::default()
     };
     let placed = LoadBalancer { locality: Some(shares.into()), ..LbAlgorithm::LeastRequest.into() };
     let balancer = select(vec![
@@ -308,6 +317,7 @@ fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         Some(LbAlgorithm::Passthrough.into()),
         Some(hash),
         Some(placed),
+        Some(LoadBalancer { locality: Some(agreeing.into()), ..LbAlgorithm::Random.into() }),
     ]);
     let tls = select(vec![
         None,
