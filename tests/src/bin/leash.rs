@@ -3,7 +3,7 @@
 //! In: a program; a pipe whose other end its owner holds. Out: the program's exit code.
 //!
 //! **Invariant:** once the pipe closes, for whatever reason, the program is asked to end, and five
-//! seconds later made to.
+//! seconds later made to, and what it started with it.
 
 #![allow(clippy::print_stderr, reason = "a tool")]
 
@@ -58,7 +58,12 @@ fn end(mut child: Child) -> ExitCode {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+    // What it started would have nobody any more.
+    let started = house::process::children(child.id()).unwrap_or_default();
     let killed = child.kill().and_then(|()| child.wait());
+    for id in started {
+        let _ = Command::new("kill").args(["-KILL", &id.to_string()]).status();
+    }
     eprintln!("leash: had to kill {} ({killed:?})", child.id());
     ExitCode::from(137)
 }
