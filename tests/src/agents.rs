@@ -59,6 +59,8 @@ pub struct Workload<'a> {
 #[derive(Debug)]
 pub struct Agent {
     process: Leashed,
+    /// When it was started.
+    pub began: Instant,
     /// Envoy's own pages.
     pub admin: SocketAddr,
     /// Readiness.
@@ -141,8 +143,9 @@ impl Standalone {
         std::fs::write(&file, settings)?;
         let args = ["run".to_owned(), "--config".to_owned(), file.display().to_string()];
         let log = self.path(&format!("{name}.log"));
+        let began = Instant::now();
         let process = Leashed::start("heddle-agent", &self.binaries.agent, &args, &log)?;
-        Ok(Agent { process, admin, status, metrics, folder })
+        Ok(Agent { process, began, admin, status, metrics, folder })
     }
 }
 

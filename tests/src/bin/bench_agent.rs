@@ -85,8 +85,8 @@ fn micro(time: Duration) -> String {
 
 /// Start the client's agent. Out: it, and when it had a certificate and was ready.
 async fn started(house: &Standalone) -> Result<(Agent, [Duration; 2])> {
-    let began = Instant::now();
     let mut agent = house.agent(Pair::CLIENT, Pair::SETTINGS)?;
+    let began = agent.began;
     let certified = loop {
         let text = agent.readiness().await.map(|(_, text)| text);
         if text.is_some_and(|text| !text.contains("certificate")) {
