@@ -69,6 +69,7 @@ cases![
     given_helm_3_when_it_installs_upgrades_rolls_back_and_uninstalls_then_each_works,
     given_a_namespace_that_is_deleted_then_its_objects_are_gone,
     given_traffic_when_the_root_is_replaced_then_the_gateway_follows_and_no_request_fails,
+    given_another_root_when_a_pod_asks_then_the_api_server_still_believes_the_webhook,
     given_no_helm_then_heddle_install_prints_what_the_chart_holds,
     given_an_uninstalled_chart_then_nothing_but_the_crds_and_the_root_is_left,
 ];
@@ -429,7 +430,7 @@ async fn given_an_uninstalled_chart_then_nothing_but_the_crds_and_the_root_is_le
         let items = found["items"].as_array().cloned().unwrap_or_default();
         left.extend(items.iter().map(|o| format!("{}", o["metadata"]["name"])));
     }
-    let crds = left.iter().filter(|name| name.contains(".networking.istio.io")).count();
+    let crds = left.iter().filter(|name| name.contains(".istio.io")).count();
     ensure!(crds == left.len() && crds > 0, "{left:?}");
     let kinds = "all,configmaps,roles,secrets";
     let left = cluster.kubectl(&["get", kinds, "-n", SYSTEM, "-o", "name"])?;

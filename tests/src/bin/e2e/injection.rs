@@ -3,6 +3,7 @@
 //! **Invariant:** a case leaves namespace `meshed` as the next expects it: client and both versions
 //! of the server ready.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -541,4 +542,27 @@ pub(crate) async fn given_the_sample_when_its_namespace_is_labelled_and_its_pods
     let total = traffic.stop().await?;
     println!("        {total} requests, 0 failed; {handshakes} handshakes");
     Ok(())
+}
+
+pub(crate) async fn given_another_root_when_a_pod_asks_then_the_api_server_still_believes_the_webhook(
+    cluster: &Cluster,
+) -> Result<()> {
+    let roots = cluster.get(&["configmap", "istio-ca-root-cert", "-n", MESHED])?;
+    let roots = roots["data"]["root-cert.pem"].as_str().context("the roots")?.to_owned();
+    until("the roots in the webhooks", async || {
+        let name = "heddle-heddle-system";
+        let found = cluster.get(&["mutatingwebhookconfiguration", name]).unwrap_or_default();
+        let webhooks = found["webhooks"].as_array().cloned().unwrap_or_default();
+        let bundle = |w: &Value| w["clientConfig"]["caBundle"].as_str().map(str::to_owned);
+        let bundles: BTreeSet<_> = webhooks.iter().map(bundle).collect();
+        let decode = |text: &str| cluster.run("base64", &["-d"], text);
+        bundles.len() == 1 && bundles.iter().flatten().all(|b| decode(b).is_ok_and(|d| d == roots))
+    })
+    .await?;
+    cluster.run("kubectl", &["apply", "-n", MESHED, "-f", "-"], &pod("later", "", ""))?;
+    let created = cluster.get(&["pod", "later", "-n", MESHED])?;
+    ensure!(sidecar(&created) == ["heddle-init", "heddle-proxy"], "{created:#}");
+    let ready = ["wait", "--for=condition=Ready", "pod/later", "-n", MESHED, "--timeout=60s"];
+    cluster.kubectl(&ready)?;
+    cluster.kubectl(&["delete", "pod", "later", "-n", MESHED, "--wait=false"]).map(drop)
 }
