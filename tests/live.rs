@@ -33,6 +33,8 @@ use rand::{Rng as _, SeedableRng as _};
 use tokio::task::JoinSet;
 
 const SWAP: Duration = Duration::from_millis(250);
+/// Time that a listener takes to go at most.
+const DRAINED: Duration = Duration::from_secs(10);
 const CLIENTS: u64 = 4;
 const LEAST_OF_EACH: usize = 10;
 
@@ -226,13 +228,20 @@ async fn live(
         at_the_end(&controller, proxy).await.context(proxy.node)?;
     }
     if let [_, delta, whole] = &proxies[..] {
-        let (delta, whole) = (delta.envoy.state().await?, whole.envoy.state().await?);
-        let differing = delta.iter().filter(|(name, body)| whole.get(*name) != Some(body));
-        let differing: Vec<_> = differing.map(|(name, _)| name).collect();
-        let keys = delta.keys().eq(whole.keys());
-        ensure!(keys && differing.is_empty(), "by delta and whole differ: {differing:?}");
-        let hosts = |name: &str| delta.keys().filter(|key| key.starts_with(name)).count();
-        ensure!(hosts("dynamic_route_configs") > 0, "no routes in {:?}", delta.keys());
+        // A listener that was taken away lately keeps its routes until its connections are gone.
+        let deadline = Instant::now() + DRAINED;
+        loop {
+            let (delta, whole) = (delta.envoy.state().await?, whole.envoy.state().await?);
+            let differing = delta.iter().filter(|(name, body)| whole.get(*name) != Some(body));
+            let differing: Vec<_> = differing.map(|(name, _)| name).collect();
+            if differing.is_empty() && delta.keys().eq(whole.keys()) {
+                let of = |name: &str| delta.keys().filter(|key| key.starts_with(name)).count();
+                ensure!(of("dynamic_route_configs") > 0, "no routes in {:?}", delta.keys());
+                break;
+            }
+            ensure!(Instant::now() < deadline, "by delta and whole differ: {differing:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
     drop(proxies);
     controller.stop()
