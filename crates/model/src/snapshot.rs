@@ -67,7 +67,7 @@ pub struct RowId {
 /// Rows of one type, with one index.
 #[derive(Clone, Debug)]
 pub struct Table<T: Indexed> {
-    rows: BTreeMap<RowId, Arc<T>>,
+    rows: HashMap<RowId, Arc<T>>,
     index: HashMap<IndexKey, Bucket>,
 }
 
@@ -151,7 +151,7 @@ pub enum IndexKey {
 pub struct Facts {
     /// Rows that are new, gone or other.
     pub rows: HashSet<RowId>,
-    /// Buckets that gained or lost a row.
+    /// Buckets that gained or lost a row, and those of names whose row is another one.
     pub members: HashSet<IndexKey>,
 }
 
@@ -203,11 +203,21 @@ impl RowId {
     }
 }
 
+// === impl IndexKey ===
+
+impl IndexKey {
+    /// Whether who looks into such a bucket wants the row behind a name: it differs when the
+    /// content of that row does, so that one fact tells both.
+    pub fn is_name(&self) -> bool {
+        matches!(self, Self::Node(_) | Self::WorkloadName(..) | Self::WorkloadAddress(_))
+    }
+}
+
 // === impl Table ===
 
 impl<T: Indexed> Default for Table<T> {
     fn default() -> Self {
-        Self { rows: BTreeMap::new(), index: HashMap::default() }
+        Self { rows: HashMap::default(), index: HashMap::default() }
     }
 }
 
@@ -233,6 +243,7 @@ impl<T: Indexed> Table<T> {
         let new_keys = row.as_ref().map(|r| r.keys()).unwrap_or_default();
         if old != row {
             facts.rows.insert(id.clone());
+            facts.members.extend(new_keys.iter().filter(|key| key.is_name()).cloned());
         }
         for key in old_keys.difference(&new_keys) {
             if self.index.get_mut(key).is_some_and(|bucket| bucket.remove(id)) {

@@ -130,10 +130,8 @@ fn given_a_pod_with_other_labels_when_it_is_relabelled_then_its_proxy_is_scoped_
             labels: labels(&[("gw", value)]),
             addresses: vec![],
             service_account: "default".into(),
-            named_ports: BTreeMap::new(),
-            node: None,
             ready: true,
-            declared: None,
+            ..Workload::default()
         };
         Change { owner: owner("Pod", "p0"), rows: vec![Row::Workload(row.into())] }
     };

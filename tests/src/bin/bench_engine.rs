@@ -113,10 +113,8 @@ fn pod(n: u32, i: u32, version: &str) -> Change {
         labels: labels(&[("app", &format!("s{n}")), ("version", version)]),
         addresses: vec![address(n, i)],
         service_account: "default".into(),
-        named_ports: BTreeMap::new(),
-        node: None,
         ready: true,
-        declared: None,
+        ..Workload::default()
     };
     one(owner("Pod", &namespace(n), &format!("s{n}-{i}")), Row::Workload(row.into()))
 }

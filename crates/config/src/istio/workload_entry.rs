@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use model::rows::{Declared, Endpoint as EndpointRow, Locality, Workload};
+use model::rows::{CapturedPorts, Declared, Endpoint as EndpointRow, Locality, Workload};
 use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
@@ -153,6 +153,7 @@ impl Kind for WorkloadEntry {
             addresses: address.ip().into_iter().collect(),
             service_account: spec.service_account.clone().unwrap_or_else(|| Arc::from("default")),
             named_ports: spec.ports,
+            captured: CapturedPorts::default(),
             node: None,
             ready: !is_unhealthy(&raw.body),
             declared: Some(declared.into()),

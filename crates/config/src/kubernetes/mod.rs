@@ -14,6 +14,7 @@ use model::{Problem, Reason};
 use serde::de::DeserializeOwned;
 
 use crate::object::RawObject;
+use crate::yaml::Value;
 
 /// Decode the whole object; on failure say what is wrong and where.
 fn decode<T: DeserializeOwned>(raw: &RawObject, problems: &mut Vec<Problem>) -> Option<T> {
@@ -31,4 +32,10 @@ fn decode<T: DeserializeOwned>(raw: &RawObject, problems: &mut Vec<Problem>) -> 
             None
         }
     }
+}
+
+/// The value of an annotation, and its field.
+fn annotation<'a>(raw: &'a RawObject, name: &str) -> Option<(String, &'a Value)> {
+    let annotations = raw.body.get("metadata").and_then(|m| m.get("annotations"))?;
+    Some((format!("metadata.annotations.{name}"), &annotations.get(name)?.value))
 }

@@ -4,17 +4,19 @@
 //!
 //! **Invariant:** a Pod that has ended gives nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use model::rows::Workload;
+use model::rows::{CapturedPorts, Workload};
 use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
-use super::decode;
+use super::{annotation, decode};
 use crate::kind::Kind;
 use crate::object::RawObject;
+use crate::schema::describe;
+use crate::yaml::Value;
 
 /// The kind.
 pub(crate) struct Pod;
@@ -106,6 +108,7 @@ impl Kind for Pod {
             .filter(|p| !p.name.is_empty())
             .map(|p| (p.name, p.container_port))
             .collect();
+        let captured = captured(&raw, &mut problems);
         let row = Workload {
             namespace: Arc::clone(&raw.owner.namespace),
             name: Arc::clone(&raw.owner.name),
@@ -113,6 +116,7 @@ impl Kind for Pod {
             addresses,
             service_account: service_account_name.unwrap_or_else(|| Arc::from("default")),
             named_ports,
+            captured,
             node: node_name,
             // In files nobody writes conditions.
             ready: !conditions.iter().any(|c| c.r#type == "Ready" && c.status != "True"),
@@ -120,4 +124,31 @@ impl Kind for Pod {
         };
         (Change { owner: raw.owner, rows: vec![Row::Workload(row.into())] }, problems)
     }
+}
+
+/// Ports that the pod's proxy takes, as the injector was told.
+fn captured(raw: &RawObject, problems: &mut Vec<Problem>) -> CapturedPorts {
+    let mut ports = |name: &str| {
+        let (field, value) = annotation(raw, name)?;
+        let ports = match value {
+            Value::String(text) if text.trim() == "*" => return None,
+            Value::String(text) => {
+                let listed = text.split(',').map(str::trim).filter(|port| !port.is_empty());
+                listed.map(str::parse).collect::<Result<BTreeSet<u16>, _>>().ok()
+            }
+            _ => None,
+        };
+        if ports.is_none() {
+            let message = format!(
+                "must be ports in quotes, separated by commas, but is {}, so its proxy is taken to \
+                 capture all; write for example \"8080,9090\"",
+                describe(value)
+            );
+            problems.push(Problem::error(&raw.owner, field, Reason::WrongType, message));
+        }
+        ports
+    };
+    let only = ports("traffic.sidecar.istio.io/includeInboundPorts");
+    let never = ports("traffic.sidecar.istio.io/excludeInboundPorts").unwrap_or_default();
+    CapturedPorts { only, never }
 }

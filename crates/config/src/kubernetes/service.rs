@@ -17,7 +17,7 @@ use model::rows::{
 use model::{Change, Problem, Reason, Row};
 use serde::Deserialize;
 
-use super::decode;
+use super::{annotation, decode};
 use crate::export_to::{check, visibility};
 use crate::kind::Kind;
 use crate::object::RawObject;
@@ -168,8 +168,8 @@ fn addresses(
 
 /// Who sees the service; none where it does not say.
 fn export_to(raw: &RawObject, problems: &mut Vec<Problem>) -> Option<DefaultVisibility> {
-    let annotations = raw.body.get("metadata").and_then(|m| m.get("annotations"));
-    let mut why = match &annotations.and_then(|a| a.get(EXPORT_TO))?.value {
+    let (field, value) = annotation(raw, EXPORT_TO)?;
+    let mut why = match value {
         Value::String(text) => {
             let entries = || text.split(',').map(str::trim);
             if text.trim().is_empty() {
@@ -184,7 +184,6 @@ fn export_to(raw: &RawObject, problems: &mut Vec<Problem>) -> Option<DefaultVisi
         other => format!("must be a text in quotes, but is {}", describe(other)),
     };
     why.push_str(", so the service is visible in its own namespace only");
-    let field = format!("metadata.annotations.{EXPORT_TO}");
     problems.push(Problem::error(&raw.owner, field, Reason::WrongType, why));
     Some(DefaultVisibility::own())
 }

@@ -250,3 +250,31 @@ fn given_an_annotation_export_to_that_cannot_be_read_then_the_service_is_private
         assert!(visibility.sees("shop") && !visibility.sees("edge"), "{annotation}");
     }
 }
+
+#[test]
+fn given_ports_that_a_pod_takes_without_its_proxy_then_they_are_known() {
+    let captured = |annotations: &str| {
+        let metadata = format!("{{}}, annotations: {{{annotations}}}");
+        let (rows, problems) = of("v1", "Pod", &metadata, "");
+        let [Row::Workload(row)] = &rows[..] else { panic!("{rows:?}") };
+        ([80, 81, 82].map(|port| row.captured.contain(port)), faults(&problems).len())
+    };
+    const PREFIX: &str = "traffic.sidecar.istio.io";
+    assert_eq!(captured(""), ([true; 3], 0));
+    assert_eq!(
+        captured(&format!("{PREFIX}/excludeInboundPorts: '80, 82'")),
+        ([false, true, false], 0)
+    );
+    assert_eq!(
+        captured(&format!(
+            "{PREFIX}/includeInboundPorts: '80,81', {PREFIX}/excludeInboundPorts: '81'"
+        )),
+        ([true, false, false], 0)
+    );
+    assert_eq!(captured(&format!("{PREFIX}/includeInboundPorts: ''")), ([false; 3], 0));
+    assert_eq!(captured(&format!("{PREFIX}/includeInboundPorts: '*'")), ([true; 3], 0));
+    for bad in ["http", "80-82", "99999"] {
+        assert_eq!(captured(&format!("{PREFIX}/excludeInboundPorts: '{bad}'")), ([true; 3], 1));
+    }
+    assert_eq!(captured(&format!("{PREFIX}/excludeInboundPorts: 80")), ([true; 3], 1));
+}

@@ -6,16 +6,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::authentication::PeerModes;
+use super::authentication::{Modes, PeerModes};
 use super::cluster::part_labels;
 use super::inbound::target;
 use super::place::{AskedLabels, Near, asked, places};
 use super::{ClusterKey, Key, Labels, selects};
 use crate::ir::{EndpointAddress, EndpointChunk, Endpoints, Spot};
 use crate::object::Origins;
-use crate::rows::{Endpoint, Locality, Workload, account, takes_mutual_tls};
+use crate::rows::{Declared, Endpoint, Locality, Workload, account, takes_mutual_tls};
 use crate::snapshot::RowId;
 use crate::track::{Query, View};
 
@@ -54,6 +55,45 @@ pub(crate) struct Carriers {
     accounts: BTreeSet<Option<Arc<str>>>,
     /// Whether there are others.
     others: bool,
+}
+
+/// Collects the endpoints of a chunk.
+struct Found<'a> {
+    view: &'a View<'a>,
+    namespace: Arc<str>,
+    /// Labels that the workloads must carry.
+    labels: &'a Labels,
+    peers: Arc<Modes>,
+    asked: Arc<BTreeSet<Arc<str>>>,
+    /// Nearly all endpoints share one with others.
+    localities: BTreeMap<Runs, Arc<Locality>>,
+    endpoints: Vec<EndpointAddress>,
+    accounts: BTreeSet<Option<Arc<str>>>,
+    /// Accounts of pods, by name alone.
+    pods: BTreeSet<Arc<str>>,
+}
+
+/// Where an endpoint listens, and whether it is going away.
+struct At {
+    address: IpAddr,
+    port: u16,
+    draining: bool,
+}
+
+/// What is known of where an endpoint runs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Runs {
+    node: Option<Arc<str>>,
+    /// As its slice tells.
+    zone: Option<Arc<str>>,
+}
+
+/// What is known of who is behind an endpoint.
+enum Behind<'a> {
+    /// What its user says, and its labels.
+    Declared(&'a Labels, &'a Declared),
+    Pod(Arc<Workload>),
+    Nobody,
 }
 
 // === impl Accounts ===
@@ -111,49 +151,24 @@ impl Query for Chunk {
     fn run(&self, view: &View<'_>) -> Self::Value {
         let slice = view.slice(&self.slice)?;
         let port = slice.ports.iter().find(|p| p.name == self.port)?.number;
-        let peers = view.get(&PeerModes(Arc::clone(&slice.namespace)));
-        let keys = view.get(&AskedLabels);
-        let (mut out, mut accounts) = (Vec::new(), BTreeSet::new());
+        let mut found = Found::new(view, &slice.namespace, &self.labels);
         for endpoint in &slice.endpoints {
             let Some(&address) = endpoint.addresses.first() else { continue };
             if !endpoint.ready && !endpoint.draining {
                 continue;
             }
-            let declared = endpoint.declared.as_ref();
-            let workload = match declared {
-                Some(_) => None,
-                None => workload(view, &slice.namespace, endpoint),
+            let behind = match &endpoint.declared {
+                Some(declared) => Behind::Declared(&declared.labels, declared),
+                None => match found.workload(endpoint) {
+                    Some(workload) => Behind::Pod(workload),
+                    None => Behind::Nobody,
+                },
             };
-            let none = Labels::new();
-            let labels = match (declared, &workload) {
-                (Some(declared), _) => &declared.labels,
-                (None, Some(workload)) => &workload.labels,
-                (None, None) => &none,
-            };
-            if !selects(&self.labels, labels) {
-                continue;
-            }
-            let mutual_tls = takes_mutual_tls(labels) && peers.allow_mutual_tls(labels, port);
-            if mutual_tls {
-                let of_workload =
-                    || Some(account(&slice.namespace, &workload.as_ref()?.service_account));
-                let known = declared.map_or_else(of_workload, |d| d.account(&slice.namespace));
-                accounts.insert(known);
-            }
-            let weight = declared.map_or(1, |declared| declared.weight);
-            let locality = locality(view, endpoint);
-            out.push(EndpointAddress {
-                address,
-                port,
-                draining: !endpoint.ready,
-                locality,
-                weight,
-                mutual_tls,
-                labels: tags(&keys, labels),
-            });
+            let at = At { address, port, draining: !endpoint.ready };
+            let runs = Runs { node: endpoint.node.clone(), zone: endpoint.zone.clone() };
+            found.add(at, &behind, runs);
         }
-        merge(&mut out);
-        Some(Arc::new(EndpointChunk::new(out, accounts)))
+        Some(Arc::new(found.into_chunk()))
     }
 
     fn key(&self) -> Key {
@@ -179,42 +194,22 @@ impl Query for Selected {
     fn run(&self, view: &View<'_>) -> Self::Value {
         let service = view.service_by_id(&self.service)?;
         let declared = service.ports.iter().find(|p| p.number == self.port)?;
-        let peers = view.get(&PeerModes(Arc::clone(&service.namespace)));
-        let keys = view.get(&AskedLabels);
-        let (mut out, mut accounts) = (Vec::new(), BTreeSet::new());
+        let mut found = Found::new(view, &service.namespace, &self.labels);
         for workload in view.selected_workloads(&service) {
             let Some(&address) = workload.addresses.first() else { continue };
             let Some(port) = target(declared, Some(&workload)) else { continue };
-            if !workload.ready || !selects(&self.labels, &workload.labels) {
+            if !workload.ready {
                 continue;
             }
-            let node = workload.node.as_ref().and_then(|name| view.node(name));
-            let (locality, weight) = match (&workload.declared, node) {
-                (Some(own), _) => (own.locality.clone(), own.weight),
-                (None, Some(node)) => (node.locality.clone(), 1),
-                (None, None) => (Locality::default(), 1),
+            let runs = Runs { node: workload.node.clone(), zone: None };
+            let behind = match &workload.declared {
+                Some(declared) => Behind::Declared(&workload.labels, declared),
+                None => Behind::Pod(Arc::clone(&workload)),
             };
-            let locality = Arc::new(locality);
-            let labels = &workload.labels;
-            let mutual_tls = takes_mutual_tls(labels) && peers.allow_mutual_tls(labels, port);
-            if mutual_tls {
-                accounts.insert(match &workload.declared {
-                    Some(declared) => declared.account(&workload.namespace),
-                    None => Some(account(&workload.namespace, &workload.service_account)),
-                });
-            }
-            out.push(EndpointAddress {
-                address,
-                port,
-                draining: false,
-                locality,
-                weight,
-                mutual_tls,
-                labels: tags(&keys, labels),
-            });
+            found.add(At { address, port, draining: false }, &behind, runs);
         }
-        merge(&mut out);
-        (!out.is_empty()).then(|| Arc::new(EndpointChunk::new(out, accounts)))
+        let chunk = found.into_chunk();
+        (!chunk.endpoints.is_empty()).then(|| Arc::new(chunk))
     }
 
     fn key(&self) -> Key {
@@ -228,23 +223,93 @@ impl fmt::Display for Selected {
     }
 }
 
+// === impl Found ===
+
+impl<'a> Found<'a> {
+    fn new(view: &'a View<'a>, namespace: &Arc<str>, labels: &'a Labels) -> Self {
+        Self {
+            view,
+            namespace: Arc::clone(namespace),
+            labels,
+            peers: view.get(&PeerModes(Arc::clone(namespace))),
+            asked: view.get(&AskedLabels),
+            localities: BTreeMap::new(),
+            endpoints: Vec::new(),
+            accounts: BTreeSet::new(),
+            pods: BTreeSet::new(),
+        }
+    }
+
+    /// The workload behind an endpoint.
+    fn workload(&self, endpoint: &Endpoint) -> Option<Arc<Workload>> {
+        let name = endpoint.workload.as_ref();
+        let by_name = name.and_then(|name| self.view.workload(&self.namespace, name));
+        let by_address = || endpoint.addresses.iter().find_map(|a| self.view.workload_at(*a));
+        by_name.or_else(by_address)
+    }
+
+    /// Take an endpoint, if it carries the labels.
+    fn add(&mut self, at: At, behind: &Behind<'_>, runs: Runs) {
+        let none = Labels::new();
+        let labels = match behind {
+            Behind::Declared(labels, _) => labels,
+            Behind::Pod(workload) => &workload.labels,
+            Behind::Nobody => &none,
+        };
+        if !selects(self.labels, labels) {
+            return;
+        }
+        let At { address, port, draining } = at;
+        let has_proxy = match behind {
+            Behind::Pod(pod) => takes_mutual_tls(labels) && pod.captured.contain(port),
+            _ => takes_mutual_tls(labels),
+        };
+        let mutual_tls = has_proxy && self.peers.allow_mutual_tls(labels, port);
+        match behind {
+            Behind::Declared(_, own) if mutual_tls => {
+                self.accounts.insert(own.account(&self.namespace));
+            }
+            Behind::Pod(pod) if mutual_tls => {
+                self.pods.insert(Arc::clone(&pod.service_account));
+            }
+            _ => {}
+        }
+        let (locality, weight) = match behind {
+            Behind::Declared(_, own) => (Arc::new(own.locality.clone()), own.weight),
+            _ => (self.locality(runs), 1),
+        };
+        let asked = asked(&self.asked, labels);
+        let labels = (!asked.is_empty()).then(|| Arc::new(asked));
+        let endpoint =
+            EndpointAddress { address, port, draining, locality, weight, mutual_tls, labels };
+        self.endpoints.push(endpoint);
+    }
+
+    /// Where its node is, else the zone that its slice tells.
+    fn locality(&mut self, runs: Runs) -> Arc<Locality> {
+        let view = self.view;
+        let locality = self.localities.entry(runs).or_insert_with_key(|Runs { node, zone }| {
+            let node = node.as_ref().and_then(|name| view.node(name));
+            let zone = || zone.clone().unwrap_or_default();
+            let by_zone = || Locality { zone: zone(), ..Locality::default() };
+            Arc::new(node.map_or_else(by_zone, |node| node.locality.clone()))
+        });
+        Arc::clone(locality)
+    }
+
+    fn into_chunk(self) -> EndpointChunk {
+        let Self { mut endpoints, mut accounts, pods, namespace, .. } = self;
+        merge(&mut endpoints);
+        accounts.extend(pods.iter().map(|name| Some(account(&namespace, name))));
+        EndpointChunk::new(endpoints, accounts)
+    }
+}
+
 /// Sort, and keep each address once. Two that disagree: ready wins, as kube-proxy has it.
 fn merge(endpoints: &mut Vec<EndpointAddress>) {
     // Ready sorts first.
     endpoints.sort();
     endpoints.dedup_by_key(|e| (e.address, e.port));
-}
-
-/// Where an endpoint runs: where its node is, else the zone that its slice tells.
-fn locality(view: &View<'_>, endpoint: &Endpoint) -> Arc<Locality> {
-    if let Some(declared) = &endpoint.declared {
-        return Arc::new(declared.locality.clone());
-    }
-    match (endpoint.node.as_ref().and_then(|name| view.node(name)), &endpoint.zone) {
-        (Some(node), _) => Arc::new(node.locality.clone()),
-        (None, Some(zone)) => Arc::new(Locality { zone: Arc::clone(zone), ..Locality::default() }),
-        (None, None) => Arc::default(),
-    }
 }
 
 /// Build the endpoint set of a cluster.
@@ -311,17 +376,4 @@ fn distinct(chunks: Vec<Arc<EndpointChunk>>) -> Vec<Arc<EndpointChunk>> {
     merge(&mut endpoints);
     let accounts = chunks.iter().flat_map(|chunk| chunk.accounts.iter().cloned()).collect();
     vec![Arc::new(EndpointChunk::new(endpoints, accounts))]
-}
-
-/// Labels of an endpoint in which it matters whether it agrees with clients.
-fn tags(keys: &BTreeSet<Arc<str>>, labels: &Labels) -> Option<Arc<Labels>> {
-    let asked = asked(keys, labels);
-    (!asked.is_empty()).then(|| Arc::new(asked))
-}
-
-/// The workload behind an endpoint.
-fn workload(view: &View<'_>, namespace: &Arc<str>, endpoint: &Endpoint) -> Option<Arc<Workload>> {
-    let by_name = endpoint.workload.as_ref().and_then(|n| view.workload(namespace, n));
-    let by_address = || endpoint.addresses.iter().find_map(|a| view.workload_at(*a));
-    by_name.or_else(by_address)
 }

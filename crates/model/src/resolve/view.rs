@@ -86,16 +86,16 @@ impl View<'_> {
         .collect()
     }
 
-    /// The first row in a bucket, with its content.
-    pub(super) fn first<T: Indexed>(
+    /// The first row of a name, with its content.
+    fn named<T: Indexed>(
         &self,
-        key: &IndexKey,
+        key: IndexKey,
         table: fn(&Snapshot) -> &Table<T>,
     ) -> Option<Arc<T>> {
-        self.note(Fact::Members(key.clone()));
-        let (id, row) = table(self.snapshot).find(key).next()?;
-        self.note(Fact::Row(id.clone()));
-        Some(Arc::clone(row))
+        debug_assert!(key.is_name(), "{key:?} does not differ with the content of its row");
+        let row = table(self.snapshot).find(&key).next().map(|(_, row)| Arc::clone(row));
+        self.note(Fact::Members(key));
+        row
     }
 
     pub(super) fn gateway(&self, id: &RowId) -> Option<Arc<Gateway>> {
@@ -333,8 +333,7 @@ impl View<'_> {
     }
 
     pub(super) fn node(&self, name: &Arc<str>) -> Option<Arc<Node>> {
-        let key = IndexKey::Node(Arc::clone(name));
-        self.first(&key, |s| &s.nodes)
+        self.named(IndexKey::Node(Arc::clone(name)), |s| &s.nodes)
     }
 
     pub(super) fn sidecar_scope(&self, id: &RowId) -> Option<Arc<SidecarScope>> {
@@ -410,12 +409,11 @@ impl View<'_> {
 
     pub(super) fn workload(&self, namespace: &Arc<str>, name: &Arc<str>) -> Option<Arc<Workload>> {
         let key = IndexKey::WorkloadName(Arc::clone(namespace), Arc::clone(name));
-        self.first(&key, |s| &s.workloads)
+        self.named(key, |s| &s.workloads)
     }
 
     pub(super) fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
-        let key = IndexKey::WorkloadAddress(address);
-        self.first(&key, |s| &s.workloads)
+        self.named(IndexKey::WorkloadAddress(address), |s| &s.workloads)
     }
 
     /// Whether a workload of the namespace that carries all these labels is such a one; no for an

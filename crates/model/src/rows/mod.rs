@@ -38,4 +38,4 @@ pub use service::{
     SlicePort, TargetPort,
 };
 pub use visibility::{DefaultVisibility, Visibility};
-pub use workload::{Locality, Namespace, Node, Workload};
+pub use workload::{CapturedPorts, Locality, Namespace, Node, Workload};

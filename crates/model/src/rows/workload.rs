@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** only what routing reads of a Pod is here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -23,12 +23,24 @@ pub struct Workload {
     pub service_account: Arc<str>,
     /// Its ports that have a name.
     pub named_ports: BTreeMap<Arc<str>, u16>,
+    /// Ports on which its proxy, if it has one, takes connections for it.
+    pub captured: CapturedPorts,
     /// The node it runs on.
     pub node: Option<Arc<str>>,
     /// Whether it takes requests.
     pub ready: bool,
     /// What its user says of it. Shape: none = it is a Pod.
     pub declared: Option<Arc<Declared>>,
+}
+
+/// Ports on which a proxy takes the connections to its workload; on others the workload itself
+/// does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct CapturedPorts {
+    /// These. Shape: none = all.
+    pub only: Option<BTreeSet<u16>>,
+    /// But for these.
+    pub never: BTreeSet<u16>,
 }
 
 /// Where something runs; empty parts are not known.
@@ -58,6 +70,15 @@ pub struct Namespace {
     pub name: Arc<str>,
     /// Labels.
     pub labels: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+// === impl CapturedPorts ===
+
+impl CapturedPorts {
+    /// Whether the proxy takes connections to a port.
+    pub fn contain(&self, port: u16) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(&port)) && !self.never.contains(&port)
+    }
 }
 
 // === impl Locality ===

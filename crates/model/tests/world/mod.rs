@@ -2,18 +2,22 @@
 //!
 //! Every kind of row is here, every form of selector, and every form of visibility.
 
+mod routing;
+mod services;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use model::rows::{
-    ClientTls, Declared, DefaultVisibility, Destination, DestinationPolicy, EgressListener,
-    Endpoint, EndpointSlice, Forward, Gateway, GatewayName, HashKey, HostPattern, HostScope,
-    HttpAction, HttpMatch, HttpRule, IngressListener, IngressTarget, LbAlgorithm, LoadBalancer,
-    Locality, LocalityBalance, Mesh, Namespace, Node, OutboundPolicy, OutlierDetection, PeerMode,
-    PeerPolicy, Protocol, Resolution, Rewrite, RouteRules, Selects, Server, Service, ServicePort,
-    SidecarScope, SlicePort, Source, StringMatch, Subset, TLS_MODE, TLS_MODE_LABEL, TargetPort,
-    TcpMatch, TcpRule, TlsMatch, TlsRule, TrafficPolicy, WeightedDestination, Workload,
+    CapturedPorts, ClientTls, Declared, DefaultVisibility, Destination, DestinationPolicy,
+    EgressListener, Endpoint, EndpointSlice, Forward, Gateway, GatewayName, HashKey, HostPattern,
+    HostScope, HttpAction, HttpMatch, HttpRule, IngressListener, IngressTarget, LbAlgorithm,
+    LoadBalancer, Locality, LocalityBalance, Mesh, Namespace, Node, OutboundPolicy,
+    OutlierDetection, PeerMode, PeerPolicy, Protocol, Resolution, Rewrite, RouteRules, Selects,
+    Server, Service, ServicePort, SidecarScope, SlicePort, Source, StringMatch, Subset, TLS_MODE,
+    TLS_MODE_LABEL, TargetPort, TcpMatch, TcpRule, TlsMatch, TlsRule, TrafficPolicy,
+    WeightedDestination, Workload,
 };
 use model::{
     Capabilities, Engine, Kind, LayerId, ObjectRef, Proxy, ProxyKey, ResourceId, Row, ScopeId, ir,
@@ -38,6 +42,15 @@ fn owner_in(namespace: &str, kind: &'static str, name: &str) -> Arc<ObjectRef> {
 /// Labels of these pairs.
 pub(crate) fn labels(pairs: &[(&str, &str)]) -> BTreeMap<Arc<str>, Arc<str>> {
     pairs.iter().map(|(k, v)| (Arc::from(*k), Arc::from(*v))).collect()
+}
+
+/// All workloads, those of an app, or those of a version of it.
+fn selector(form: u8) -> BTreeMap<Arc<str>, Arc<str>> {
+    match form {
+        0 => BTreeMap::new(),
+        1 => labels(&[("app", "s0")]),
+        _ => labels(&[("app", "s0"), ("version", "v1")]),
+    }
 }
 
 /// The host of a service of namespace `ns`.
@@ -74,305 +87,6 @@ fn default_visibility() -> impl Strategy<Value = DefaultVisibility> {
 /// What an object says of who sees it, if anything.
 fn visibility() -> impl Strategy<Value = Option<DefaultVisibility>> {
     proptest::option::of(default_visibility())
-}
-
-fn service() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    use Protocol::{Http, Http2, Tcp, Tls, Unknown};
-    let protocol = select(vec![Http, Http2, Tcp, Tcp, Tls, Unknown]);
-    let what = (0..8_u8, proptest::option::of(0..2_i64));
-    (service_host(), 0..2_u16, protocol, namespace(), visibility(), what).prop_map(
-        |(host, port, protocol, namespace, export_to, (form, created))| {
-            let name = host.split('.').next().unwrap_or_default().to_owned();
-            let row = Service {
-                // One host may be declared in two namespaces.
-                host,
-                namespace: namespace.into(),
-                name: name.as_str().into(),
-                created,
-                addresses: (form == 1).then(|| IpAddr::from([10, 0, 0, 1])).into_iter().collect(),
-                subnets: (form == 3)
-                    .then(|| "10.0.0.0/24".parse().ok())
-                    .flatten()
-                    .into_iter()
-                    .collect(),
-                headless: form == 4,
-                resolution: match form {
-                    5 => Resolution::Original,
-                    6 | 7 => Resolution::Dns,
-                    _ => Resolution::Endpoints,
-                },
-                alias_of: (form == 7).then(|| self::host(1)),
-                ports: vec![ServicePort {
-                    number: 80 + port,
-                    name: "http".into(),
-                    protocol,
-                    target: TargetPort::Number(8080),
-                }],
-                selector: match form {
-                    0 => BTreeMap::new(),
-                    _ => labels(&[("app", &name)]),
-                },
-                selects: if created.is_some() { Selects::All } else { Selects::Registered },
-                export_to: export_to.map(|v| v.of(&namespace.into())),
-            };
-            // Users may declare the ports of a host in several objects.
-            let of_port = if created.is_some() { format!("-{port}") } else { String::new() };
-            (owner_in(namespace, "Service", &format!("{name}{of_port}")), Row::Service(row.into()))
-        },
-    )
-}
-
-fn declared(n: u8) -> Arc<Declared> {
-    Arc::new(Declared {
-        dns_name: (n == 1).then(|| "b.com".into()),
-        labels: labels(&[("version", &format!("v{n}")), (TLS_MODE_LABEL, TLS_MODE)]),
-        service_account: (n == 2).then(|| "sa".into()),
-        locality: Locality { zone: format!("z{n}").into(), ..Locality::default() },
-        weight: u32::from(n) + 1,
-    })
-}
-
-fn slice() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    (0..2_u8, 0..3_u8, 0..4_u8, any::<bool>(), namespace(), 0..4_u8).prop_map(
-        |(n, slice, last, ready, namespace, place)| {
-            let endpoint = |i: u8| Endpoint {
-                addresses: vec![IpAddr::from([127, 0, 0, i])],
-                ready,
-                draining: !ready,
-                workload: Some(format!("p{i}").into()),
-                node: (place > 0).then(|| format!("n{}", i % 2).into()),
-                zone: (place == 2).then(|| "z".into()),
-                declared: (place == 3).then(|| declared(i)),
-            };
-            let row = EndpointSlice {
-                namespace: namespace.into(),
-                service: format!("s{n}").into(),
-                ports: vec![SlicePort { name: "http".into(), number: 8080 }],
-                endpoints: (0..last).map(endpoint).collect(),
-            };
-            (
-                owner_in(namespace, "EndpointSlice", &format!("s{n}-{slice}")),
-                Row::EndpointSlice(row.into()),
-            )
-        },
-    )
-}
-
-fn workload() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    (0..4_u8, 0..2_u8, 0..3_u8, namespace(), 0..4_u8, any::<bool>()).prop_map(
-        |(n, app, version, namespace, form, mutual_tls)| {
-            let mut own =
-                labels(&[("app", &format!("s{app}")), ("version", &format!("v{version}"))]);
-            if mutual_tls {
-                own.insert(TLS_MODE_LABEL.into(), TLS_MODE.into());
-            }
-            let row = Workload {
-                namespace: namespace.into(),
-                name: format!("p{n}").into(),
-                labels: own,
-                addresses: vec![IpAddr::from([127, 0, 0, n])],
-                service_account: if version == 0 { "default" } else { "sa" }.into(),
-                named_ports: BTreeMap::new(),
-                node: (form == 3).then(|| "n0".into()),
-                ready: form != 1,
-                declared: (form == 2).then(|| declared(version)),
-            };
-            (owner_in(namespace, "Pod", &format!("p{n}")), Row::Workload(row.into()))
-        },
-    )
-}
-
-/// What a rule list is for.
-const RULE_HOSTS: [&str; 7] = [
-    "a.com",
-    "*.com",
-    "*",
-    "s0.ns.svc.cluster.local",
-    "s0.other.svc.cluster.local",
-    "*.ns.svc.cluster.local",
-    "s1.ns",
-];
-
-/// Conditions on addresses.
-fn blocks(n: u8) -> TcpMatch {
-    TcpMatch {
-        destinations: (n == 2).then(|| "10.0.0.0/30".parse().ok()).flatten().into_iter().collect(),
-        client: if n == 0 { "10.1.0.0/16".parse().ok() } else { None },
-        ..TcpMatch::default()
-    }
-}
-
-fn rules() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    let what = (
-        0..3_u8,
-        select(RULE_HOSTS.to_vec()),
-        proptest::option::of(0..2_i64),
-        service_host(),
-        0..3_u8,
-        0..3_u32,
-    );
-    let source = select(vec![
-        Source::default(),
-        Source { namespace: Some("other".into()), ..Source::default() },
-        Source { labels: labels(&[("app", "s0")]), ..Source::default() },
-        Source { labels: labels(&[("app", "s1"), ("version", "v1")]), ..Source::default() },
-        Source { gateways: vec![GatewayName::Mesh], ..Source::default() },
-    ]);
-    (what, (namespace(), visibility(), 0..3_u8, source, any::<bool>())).prop_map(
-        |((n, on, created, to, subset, weight), (namespace, export_to, bound, source, tcp))| {
-            let destination = |subset: u8, weight| WeightedDestination {
-                field: "spec.http[0].route[0]".into(),
-                destination: Destination {
-                    host: Arc::clone(&to),
-                    subset: (subset > 0).then(|| format!("v{subset}").into()),
-                    port: None,
-                },
-                weight,
-            };
-            let gateway = GatewayName::Gateway { namespace: "ns".into(), name: "g".into() };
-            let row = RouteRules {
-                namespace: namespace.into(),
-                created,
-                hosts: vec![on.into()],
-                gateways: match bound {
-                    0 => vec![gateway],
-                    1 => vec![GatewayName::Mesh],
-                    _ => vec![gateway, GatewayName::Mesh],
-                },
-                export_to: export_to.map(|v| v.of(&namespace.into())),
-                http: vec![HttpRule {
-                    field: "spec.http[0]".into(),
-                    name: None,
-                    matches: vec![HttpMatch {
-                        field: "spec.http[0].match[0]".into(),
-                        name: None,
-                        path: (n > 0).then(|| StringMatch::Prefix(format!("/{n}").into())),
-                        ignore_path_case: false,
-                        headers: vec![],
-                        query: vec![],
-                        port: None,
-                        source: source.clone(),
-                    }],
-                    action: HttpAction::Forward(Forward {
-                        destinations: vec![destination(subset, 1), destination(0, weight)],
-                        rewrite: Rewrite::default(),
-                        timeout: None,
-                        retries: None,
-                    }),
-                }],
-                tcp: tcp
-                    .then(|| TcpRule {
-                        field: "spec.tcp[0]".into(),
-                        matches: vec![TcpMatch { source: source.clone(), ..blocks(n) }],
-                        destinations: vec![destination(subset, 1), destination(0, weight)],
-                    })
-                    .into_iter()
-                    .collect(),
-                tls: (n != 1)
-                    .then(|| TlsRule {
-                        field: "spec.tls[0]".into(),
-                        matches: vec![TlsMatch {
-                            server_names: vec!["a.com".into(), on.into()],
-                            connection: TcpMatch { source, ..blocks(n) },
-                        }],
-                        destinations: vec![destination(subset, 1), destination(0, weight)],
-                    })
-                    .into_iter()
-                    .collect(),
-            };
-            (owner_in(namespace, "VirtualService", &format!("r{n}")), Row::RouteRules(row.into()))
-        },
-    )
-}
-
-fn policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    let of = prop_oneof![
-        4 => service_host(),
-        1 => Just(Arc::from("*.ns.svc.cluster.local")),
-        1 => Just(Arc::from("*")),
-    ];
-    let hash = LoadBalancer {
-        algorithm: LbAlgorithm::RingHash { least: 1024 },
-        hash: Some(HashKey::SourceIp),
-        locality: None,
-    };
-    let shares = LocalityBalance {
-        enabled: true,
-        distribute: vec![("/z0".into(), vec![("/z1".into(), 40), ("*".into(), 60)])],
-        failover: vec![],
-        priority: vec![],
-    };
-    let agreeing = LocalityBalance {
-        priority: vec![
-            ("topology.kubernetes.io/zone".into(), None),
-            ("version".into(), Some("v1".into())),
-            ("app".into(), None),
-        ],
-        ..LocalityBalance::default()
-    };
-    let placed = LoadBalancer { locality: Some(shares.into()), ..LbAlgorithm::LeastRequest.into() };
-    let balancer = select(vec![
-        None,
-        Some(LbAlgorithm::Random.into()),
-        Some(LbAlgorithm::Passthrough.into()),
-        Some(hash),
-        Some(placed),
-        Some(LoadBalancer { locality: Some(agreeing.into()), ..LbAlgorithm::Random.into() }),
-    ]);
-    let tls = select(vec![
-        None,
-        Some(ClientTls::Disable),
-        Some(ClientTls::Mesh { sni: None, names: vec![] }),
-        Some(ClientTls::Refused),
-    ]);
-    (0..2_u8, of, balancer, 0..3_u8, namespace(), visibility(), tls).prop_map(
-        |(n, of, load_balancer, version, namespace, export_to, tls)| {
-            let row = DestinationPolicy {
-                namespace: namespace.into(),
-                created: None,
-                host: of,
-                export_to: export_to.map(|v| v.of(&namespace.into())),
-                field: "spec.trafficPolicy".into(),
-                policy: TrafficPolicy {
-                    ports: BTreeMap::from([(81, TrafficPolicy::default())]),
-                    load_balancer,
-                    outlier_detection: (version == 2).then(OutlierDetection::default),
-                    tls: tls.clone(),
-                    ..TrafficPolicy::default()
-                },
-                subsets: vec![Subset {
-                    field: "spec.subsets[0]".into(),
-                    name: "v1".into(),
-                    labels: labels(&[("version", &format!("v{version}"))]),
-                    policy: TrafficPolicy::default(),
-                }],
-            };
-            let row = Row::DestinationPolicy(row.into());
-            (owner_in(namespace, "DestinationRule", &format!("d{n}")), row)
-        },
-    )
-}
-
-fn gateway() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
-    (0..3_u8, 0..2_u16).prop_map(|(n, port)| {
-        let row = Gateway {
-            namespace: "ns".into(),
-            name: "g".into(),
-            created: None,
-            selector: match n {
-                0 => BTreeMap::new(),
-                1 => labels(&[("gw", "1")]),
-                _ => labels(&[("app", "s0"), ("version", "v1")]),
-            },
-            servers: vec![Server {
-                field: "spec.servers[0]".into(),
-                port: 8080 + port,
-                bind: None,
-                hosts: vec![HostPattern { scope: HostScope::Any, host: "*".into() }],
-            }],
-        };
-        (owner("Gateway", "g"), Row::Gateway(row.into()))
-    })
 }
 
 fn sidecar_scope() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
@@ -414,11 +128,7 @@ fn sidecar_scope() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
             let row = SidecarScope {
                 namespace: namespace.into(),
                 created: None,
-                selector: match form {
-                    0 => BTreeMap::new(),
-                    1 => labels(&[("app", "s0")]),
-                    _ => labels(&[("app", "s0"), ("version", "v1")]),
-                },
+                selector: selector(form),
                 egress,
                 outbound,
                 ingress: ingress.into_iter().collect(),
@@ -439,11 +149,7 @@ fn peer_policy() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
         let row = PeerPolicy {
             namespace: namespace.into(),
             created: None,
-            selector: match form {
-                0 => BTreeMap::new(),
-                1 => labels(&[("app", "s0")]),
-                _ => labels(&[("app", "s0"), ("version", "v1")]),
-            },
+            selector: selector(form),
             mode,
             ports: port.into_iter().map(|mode| (8080, mode)).collect(),
         };
@@ -473,12 +179,12 @@ fn settings() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
 /// One object.
 pub(crate) fn row() -> impl Strategy<Value = (Arc<ObjectRef>, Row)> {
     prop_oneof![
-        3 => service(),
-        2 => slice(),
-        2 => workload(),
-        3 => rules(),
-        3 => policy(),
-        1 => gateway(),
+        3 => services::service(),
+        2 => services::slice(),
+        2 => services::workload(),
+        3 => routing::rules(),
+        3 => routing::policy(),
+        1 => routing::gateway(),
         2 => sidecar_scope(),
         2 => peer_policy(),
         1 => (0..2_u8, 0..2_u8).prop_map(|(n, zone)| {
