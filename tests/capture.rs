@@ -84,25 +84,17 @@ kind: DestinationRule
 metadata: { name: web, namespace: default }
 spec: { host: web, subsets: [{ name: v1, labels: { version: v1 } }, { name: v2, labels: { version: v2 } }] }
 ---
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: { name: a, namespace: default }
-spec:
-  hosts: [a.example.com]
-  ports: [{ number: 443, name: tls, protocol: TLS, targetPort: 9443 }]
-  resolution: STATIC
-  endpoints: [{ address: 203.0.113.10 }]
----
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: { name: b, namespace: default }
-spec:
-  hosts: [b.example.com]
-  ports: [{ number: 443, name: tls, protocol: TLS, targetPort: 9443 }]
-  resolution: STATIC
-  endpoints: [{ address: 203.0.113.11 }]
----
 "#;
+
+/// A server outside of the mesh, for clients that speak TLS themselves.
+fn outside(name: &str, address: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+         metadata: {{ name: {name}, namespace: default }}\nspec:\n  hosts: [{name}.example.com]\n  \
+         ports: [{{ number: 443, name: tls, protocol: TLS, targetPort: 9443 }}]\n  \
+         resolution: STATIC\n  endpoints: [{{ address: {address} }}]\n---\n"
+    )
+}
 
 /// A service and its endpoints. `port`: name, number, number on its pods.
 fn service(
@@ -138,6 +130,8 @@ fn services() -> String {
     let other = ("db-1", OTHER_POD);
     let shop = ("shop-0", SHOP_POD);
     MESH.to_owned()
+        + &outside("a", "203.0.113.10")
+        + &outside("b", "203.0.113.11")
         + &service("default/web", "10.96.0.1", ("http", 80, 8080), &[server, other])
         + &service("default/echo", "10.96.0.2", ("tcp", 80, 9000), &[server])
         + &service("default/first", "10.96.0.3", ("tcp", 80, 9001), &[server])

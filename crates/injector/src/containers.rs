@@ -45,27 +45,9 @@ pub(crate) fn is_native(wishes: &Wishes, settings: &Settings) -> bool {
 pub(crate) fn init(wishes: &Wishes, settings: &Settings, resources: &Value) -> Value {
     let mut args = vec!["init".to_owned()];
     args.extend(wishes.capture.iter().map(|(flag, value)| format!("{flag}={value}")));
-    object([
-        ("name", INIT.into()),
-        ("image", image(wishes, settings)),
-        ("imagePullPolicy", pull_policy(settings)),
-        ("command", json!([AGENT])),
-        ("args", args.into()),
-        ("resources", resources.clone()),
-        (
-            "securityContext",
-            json!({
-                "allowPrivilegeEscalation": false,
-                "capabilities": {"add": ["NET_ADMIN", "NET_RAW"], "drop": ["ALL"]},
-                "privileged": false,
-                "readOnlyRootFilesystem": true,
-                "runAsGroup": 0,
-                "runAsNonRoot": false,
-                "runAsUser": 0,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            }),
-        ),
-    ])
+    // Root, because only root may write rules.
+    let security = security(0, &["NET_ADMIN", "NET_RAW"]);
+    container(INIT, args, wishes, settings, resources, [("securityContext", security)])
 }
 
 /// The proxy.
@@ -98,34 +80,55 @@ pub(crate) fn proxy(
             "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures,
         })
     };
-    object([
-        ("name", PROXY.into()),
-        ("image", image(wishes, settings)),
-        ("imagePullPolicy", pull_policy(settings)),
-        ("command", json!([AGENT])),
-        ("args", args.into()),
+    let more = [
         ("env", environment(wishes, settings, resources, application, faults)),
         ("restartPolicy", if native { "Always".into() } else { Value::Null }),
         // Containers after it start when it is over; it waits ten minutes for a controller.
         ("startupProbe", ready(1, 600)),
         ("readinessProbe", ready(15, 4)),
         ("lifecycle", if !native && holds { hold } else { Value::Null }),
-        ("resources", resources.clone()),
-        (
-            "securityContext",
-            json!({
-                "allowPrivilegeEscalation": false,
-                "capabilities": {"drop": ["ALL"]},
-                "privileged": false,
-                "readOnlyRootFilesystem": true,
-                "runAsGroup": PROXY_ID,
-                "runAsNonRoot": true,
-                "runAsUser": PROXY_ID,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            }),
-        ),
+        ("securityContext", security(PROXY_ID, &[])),
         ("volumeMounts", mounts.into()),
-    ])
+    ];
+    container(PROXY, args, wishes, settings, resources, more)
+}
+
+/// A container that runs the agent, and what else is said of it.
+fn container<const N: usize>(
+    name: &str,
+    args: Vec<String>,
+    wishes: &Wishes,
+    settings: &Settings,
+    resources: &Value,
+    more: [(&str, Value); N],
+) -> Value {
+    let mut container = object([
+        ("name", name.into()),
+        ("image", image(wishes, settings)),
+        ("imagePullPolicy", pull_policy(settings)),
+        ("command", json!([AGENT])),
+        ("args", args.into()),
+        ("resources", resources.clone()),
+    ]);
+    if let (Some(container), Value::Object(more)) = (container.as_object_mut(), object(more)) {
+        container.extend(more);
+    }
+    container
+}
+
+/// As little as this user and group need, and these capabilities.
+fn security(id: u64, capabilities: &[&str]) -> Value {
+    let add = if capabilities.is_empty() { Value::Null } else { json!(capabilities) };
+    json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": object([("add", add), ("drop", json!(["ALL"]))]),
+        "privileged": false,
+        "readOnlyRootFilesystem": true,
+        "runAsGroup": id,
+        "runAsNonRoot": id != 0,
+        "runAsUser": id,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    })
 }
 
 /// Resources of either container.

@@ -21,38 +21,44 @@ fn refused(flag: &str) -> String {
     }
 }
 
-#[test]
-fn without_flags_everything_is_captured_once() {
-    assert_eq!(
-        nft::script(&rules(&[])),
+/// A script of nft: what comes in, and what goes out before and after the proxy's own, which are
+/// this user and this group.
+fn script(inbound: &str, before: &str, [user, group]: [u32; 2], after: &str) -> String {
+    format!(
         r#"add table inet heddle
 delete table inet heddle
-table inet heddle {
-  chain inbound {
+table inet heddle {{
+  chain inbound {{
     type nat hook prerouting priority -100; policy accept;
     meta l4proto != tcp return
-    tcp dport 15000-15090 return
-    meta l4proto tcp redirect to :15006
-  }
-  chain outbound {
+{inbound}  }}
+  chain outbound {{
     type nat hook output priority -100; policy accept;
     meta l4proto != tcp return
-    oifname "lo" ip saddr 127.0.0.6 return
+{before}    oifname "lo" ip saddr 127.0.0.6 return
     oifname "lo" ip6 saddr ::6 return
-    oifname "lo" meta skuid 1337 ip daddr != 127.0.0.0/8 meta l4proto tcp redirect to :15006
-    oifname "lo" meta skuid 1337 ip6 daddr != ::1 meta l4proto tcp redirect to :15006
-    oifname "lo" meta skgid 1337 ip daddr != 127.0.0.0/8 meta l4proto tcp redirect to :15006
-    oifname "lo" meta skgid 1337 ip6 daddr != ::1 meta l4proto tcp redirect to :15006
+    oifname "lo" meta skuid {user} ip daddr != 127.0.0.0/8 meta l4proto tcp redirect to :15006
+    oifname "lo" meta skuid {user} ip6 daddr != ::1 meta l4proto tcp redirect to :15006
+    oifname "lo" meta skgid {group} ip daddr != 127.0.0.0/8 meta l4proto tcp redirect to :15006
+    oifname "lo" meta skgid {group} ip6 daddr != ::1 meta l4proto tcp redirect to :15006
     oifname "lo" return
-    meta skuid 1337 return
-    meta skgid 1337 return
+    meta skuid {user} return
+    meta skgid {group} return
     ip daddr 127.0.0.0/8 return
     ip6 daddr ::1 return
-    meta l4proto tcp redirect to :15001
-  }
-}
+{after}  }}
+}}
 "#
-    );
+    )
+}
+
+#[test]
+fn without_flags_everything_is_captured_once() {
+    let inbound = "    tcp dport 15000-15090 return
+    meta l4proto tcp redirect to :15006
+";
+    let after = "    meta l4proto tcp redirect to :15001\n";
+    assert_eq!(nft::script(&rules(&[])), script(inbound, "", [1337, 1337], after));
 }
 
 const ALL: [&str; 9] = [
@@ -69,45 +75,22 @@ const ALL: [&str; 9] = [
 
 #[test]
 fn with_every_flag_what_is_left_alone_goes_first() {
-    assert_eq!(
-        nft::script(&rules(&ALL)),
-        r#"add table inet heddle
-delete table inet heddle
-table inet heddle {
-  chain inbound {
-    type nat hook prerouting priority -100; policy accept;
-    meta l4proto != tcp return
-    iifname "eth1" return
+    let inbound = r#"    iifname "eth1" return
     iifname "tap*" return
     tcp dport 15000-15090 return
     tcp dport { 22 } return
     tcp dport { 8080, 9090 } meta l4proto tcp redirect to :15006
-  }
-  chain outbound {
-    type nat hook output priority -100; policy accept;
-    meta l4proto != tcp return
-    oifname "eth1" return
+"#;
+    let before = r#"    oifname "eth1" return
     oifname "tap*" return
     tcp dport { 3306, 5432 } return
-    oifname "lo" ip saddr 127.0.0.6 return
-    oifname "lo" ip6 saddr ::6 return
-    oifname "lo" meta skuid 7 ip daddr != 127.0.0.0/8 meta l4proto tcp redirect to :15006
-    oifname "lo" meta skuid 7 ip6 daddr != ::1 meta l4proto tcp redirect to :15006
-    oifname "lo" meta skgid 8 ip daddr != 127.0.0.0/8 meta l4proto tcp redirect to :15006
-    oifname "lo" meta skgid 8 ip6 daddr != ::1 meta l4proto tcp redirect to :15006
-    oifname "lo" return
-    meta skuid 7 return
-    meta skgid 8 return
-    ip daddr 127.0.0.0/8 return
-    ip6 daddr ::1 return
-    ip daddr { 10.0.3.4/32, 10.1.0.0/16 } return
+"#;
+    let after = "    ip daddr { 10.0.3.4/32, 10.1.0.0/16 } return
     tcp dport { 443 } meta l4proto tcp redirect to :15001
     ip daddr { 10.0.0.0/8 } meta l4proto tcp redirect to :15001
     ip6 daddr { fd00::/8 } meta l4proto tcp redirect to :15001
-  }
-}
-"#
-    );
+";
+    assert_eq!(nft::script(&rules(&ALL)), script(inbound, before, [7, 8], after));
     assert_eq!(
         iptables::restore(&rules(&ALL), false),
         "*nat
