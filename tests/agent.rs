@@ -12,18 +12,16 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use house::agents::{Agent, Binaries, Pair, Standalone, Workload, signal};
 use house::backend::Backend;
 use house::client::Client;
+use house::load::Traffic;
 use house::mesh::{Envoy, free_address};
 use house::process::built;
 use http::StatusCode;
-use tokio::task::JoinHandle;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -33,53 +31,6 @@ const GATEWAY: Workload<'static> = Workload {
     address: Ipv4Addr::LOCALHOST,
     label: "istio: ingressgateway",
 };
-
-/// So that handshakes go on all the time.
-const SHORT_CONNECTIONS: &str = "---
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: catalog}
-spec:
-  host: catalog.example.com
-  trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 10}}}
-";
-
-/// Requests, one after the other, until it is stopped.
-struct Traffic {
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<(u64, Vec<String>)>,
-}
-
-// === impl Traffic ===
-
-impl Traffic {
-    /// GET this, again and again; every answer must have this status.
-    fn start(address: SocketAddr, host: &'static str, status: StatusCode) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let task = tokio::spawn(async move {
-            let (mut client, mut count, mut failed) = (Client::new(address), 0, Vec::new());
-            while !stopped.load(Ordering::Relaxed) {
-                count += 1;
-                match client.get(host, "/").await {
-                    Ok(answer) if answer.status == status => {}
-                    other => failed.push(format!("{other:?}")),
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            (count, failed)
-        });
-        Self { stop, task }
-    }
-
-    /// How many there were; fails if one of them did.
-    async fn stop(self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        let (count, failed) = self.task.await?;
-        ensure!(failed.is_empty(), "{} of {count} failed: {}", failed.len(), failed[0]);
-        Ok(count)
-    }
-}
 
 /// A gateway that answers by itself.
 fn gateway_mesh(port: u16) -> String {
@@ -139,7 +90,7 @@ fn given_no_controller_at_first_then_the_agent_waits_and_afterwards_outlives_it(
     run(&gateway_mesh(gateway.port()), async |house| {
         let mut agent =
             house.agent(GATEWAY, "drainDuration: 1s\nexitOnZeroActiveConnections: true\n")?;
-        let traffic = || Traffic::start(gateway, "tea.example.com", StatusCode::IM_A_TEAPOT);
+        let traffic = || Traffic::expecting(gateway, "tea.example.com", StatusCode::IM_A_TEAPOT);
         agent.until("there is no certificate yet: connecting to").await?;
         let (status, text) = agent.readiness().await.context("no answer")?;
         ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
@@ -194,7 +145,7 @@ fn given_no_controller_at_first_then_the_agent_waits_and_afterwards_outlives_it(
 #[test]
 fn given_two_sidecars_then_they_speak_mutual_tls_and_renewals_under_traffic_lose_nothing() {
     let pair = Pair::new().expect("ports");
-    let mesh = pair.mesh().expect("the samples") + SHORT_CONNECTIONS;
+    let mesh = pair.mesh().expect("the samples") + Pair::SHORT_CONNECTIONS;
     run(&mesh, async |house| {
         let _controller = house.controller().await?;
         let _application = Backend::start(pair.application, "app").await?;
@@ -212,7 +163,7 @@ fn given_two_sidecars_then_they_speak_mutual_tls_and_renewals_under_traffic_lose
         let plain = Client::new(pair.server).get(Pair::HOST, "/").await;
         ensure!(plain.is_err(), "{plain:?}");
 
-        let traffic = Traffic::start(pair.entry, Pair::HOST, StatusCode::OK);
+        let traffic = Traffic::start(pair.entry, Pair::HOST);
         let expiry = "heddle_agent_certificate_expiry_timestamp_seconds";
         let first = server.metric(expiry).await?;
         tokio::time::sleep(Duration::from_secs(7)).await;

@@ -273,6 +273,15 @@ impl Pair {
     };
     /// Beside the usual settings of both.
     pub const SETTINGS: &'static str = "interceptionMode: NONE\ndrainDuration: 0\n";
+    /// So that handshakes go on all the time; goes after the mesh.
+    pub const SHORT_CONNECTIONS: &'static str = "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: catalog}
+spec:
+  host: catalog.example.com
+  trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 10}}}
+";
 
     /// Ports that are free.
     pub fn new() -> Result<Self> {

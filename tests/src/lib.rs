@@ -10,6 +10,7 @@ pub mod agents;
 pub mod backend;
 pub mod client;
 pub mod golden;
+pub mod load;
 pub mod mesh;
 pub mod namespace;
 pub mod process;

@@ -9,15 +9,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use house::client::Client;
+use house::load::{Traffic, ask};
 use house::statistics::is_plausible;
 use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use crate::cluster::{Cluster, SYSTEM, until};
+use crate::cluster::{Cluster, EDGE, SYSTEM, until};
 use crate::identity::*;
 use crate::injection::*;
-use crate::traffic::{Traffic, ask};
+use crate::mutual_tls::*;
+use crate::under_load::*;
 
 type Case = for<'a> fn(&'a Cluster) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
@@ -49,6 +51,9 @@ cases![
     given_the_yaml_of_other_peoples_tutorials_then_it_is_accepted_as_it_is,
     given_a_labelled_namespace_when_pods_are_created_then_each_has_a_ready_sidecar,
     given_two_sidecars_then_every_request_is_mutual_tls_and_each_knows_the_other,
+    given_requests_of_the_mesh_then_who_reads_packets_of_a_pod_reads_none_of_them,
+    given_a_server_then_the_certificate_that_it_presents_is_that_of_its_account,
+    given_a_pod_then_its_app_gets_no_key,
     given_strict_mutual_tls_then_an_unmeshed_pod_is_refused_and_permissive_serves_it,
     given_rules_of_the_mesh_then_sidecars_split_90_to_10,
     given_the_sample_when_its_namespace_is_labelled_and_its_pods_restarted_then_the_gateway_speaks_mutual_tls_to_it,
@@ -59,6 +64,7 @@ cases![
     given_pods_from_before_the_label_then_they_are_told_of,
     given_files_then_heddle_inject_gives_what_the_webhook_gives,
     given_traffic_in_the_mesh_when_the_server_is_rolled_then_no_request_fails,
+    given_certificates_of_ten_seconds_when_they_are_renewed_and_clients_are_rolled_then_no_request_fails,
     given_an_envoy_that_is_killed_then_it_comes_back,
     given_stateful_pods_then_they_are_reached_by_name,
     given_traffic_in_the_mesh_when_the_controller_is_away_then_pods_that_ask_wait_and_others_do_not,
@@ -112,11 +118,11 @@ async fn given_the_sample_when_it_is_applied_then_requests_are_split_90_to_10(
     cluster.rolled_out("default", "reviews-v1")?;
     cluster.rolled_out("default", "reviews-v2")?;
     let gateway = cluster.gateway()?;
-    until("an answer", async || ask(&mut Client::new(gateway)).await.is_ok()).await?;
+    until("an answer", async || ask(&mut Client::new(gateway), EDGE).await.is_ok()).await?;
     const REQUESTS: u64 = 1000;
     let (mut client, mut v2) = (Client::new(gateway), 0);
     for _ in 0..REQUESTS {
-        v2 += u64::from(ask(&mut client).await? == "v2");
+        v2 += u64::from(ask(&mut client, EDGE).await? == "v2");
     }
     ensure!(is_plausible(v2, REQUESTS, 0.1), "{v2} of {REQUESTS} requests went to v2, not a tenth");
     Ok(())
@@ -125,7 +131,7 @@ async fn given_the_sample_when_it_is_applied_then_requests_are_split_90_to_10(
 async fn given_traffic_when_the_weights_are_stepped_then_no_request_fails(
     cluster: &Cluster,
 ) -> Result<()> {
-    let traffic = Traffic::start(cluster.gateway()?);
+    let traffic = cluster.traffic()?;
     set_weights(cluster, 50, 50)?;
     sleep(Duration::from_millis(500)).await;
     traffic.take().good()?;
@@ -228,7 +234,7 @@ async fn given_every_field_of_the_api_then_the_api_server_keeps_it_as_it_is(
 async fn given_rules_that_are_wrong_then_their_status_says_so_and_they_harm_only_themselves(
     cluster: &Cluster,
 ) -> Result<()> {
-    let traffic = Traffic::start(cluster.gateway()?);
+    let traffic = cluster.traffic()?;
     let rule = |name: &str, gateway: &str, more: &str| {
         format!(
             "{{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {{name: {name}}}, \
@@ -287,7 +293,7 @@ async fn given_the_yaml_of_other_peoples_tutorials_then_it_is_accepted_as_it_is(
 async fn given_traffic_when_the_app_is_scaled_and_rolled_then_no_request_fails(
     cluster: &Cluster,
 ) -> Result<()> {
-    let traffic = Traffic::start(cluster.gateway()?);
+    let traffic = cluster.traffic()?;
     for replicas in ["10", "2"] {
         let replicas = format!("--replicas={replicas}");
         cluster.kubectl(&["scale", "deployment", "reviews-v1", &replicas])?;
@@ -304,7 +310,7 @@ async fn given_traffic_when_the_app_is_scaled_and_rolled_then_no_request_fails(
 async fn given_traffic_when_the_leader_is_killed_then_another_leads_and_no_request_fails(
     cluster: &Cluster,
 ) -> Result<()> {
-    let traffic = Traffic::start(cluster.gateway()?);
+    let traffic = cluster.traffic()?;
     let holder = || -> Result<String> {
         let lease = cluster.get(&["lease", "heddle-leader", "-n", SYSTEM])?;
         Ok(lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned())
@@ -329,7 +335,7 @@ async fn given_traffic_when_the_api_server_is_away_for_half_a_minute_then_no_req
 ) -> Result<()> {
     let name = std::env::var("CLUSTER")?;
     let pid = std::fs::read_to_string(format!("/run/heddle-clusters/{name}/pids/kube-apiserver"))?;
-    let traffic = Traffic::start(cluster.gateway()?);
+    let traffic = cluster.traffic()?;
     cluster.run("kill", &[pid.trim()], "")?;
     sleep(Duration::from_secs(30)).await;
     traffic.take().good()?;
@@ -345,9 +351,13 @@ async fn given_traffic_when_the_api_server_is_away_for_half_a_minute_then_no_req
 async fn given_traffic_when_the_chart_is_upgraded_then_no_request_fails_and_the_settings_are_in_force(
     cluster: &Cluster,
 ) -> Result<()> {
-    let traffic = Traffic::start(cluster.gateway()?);
+    let traffic = cluster.traffic()?;
     let more = ["meshConfig.connectTimeout=3s", "logLevel=debug", "replicas=3"];
     cluster.helm("helm", "upgrade", SYSTEM, &more)?;
+    // The chart knows no root, and must not take it away from the API server.
+    asks(cluster, "upgraded")?;
+    believed(cluster).await?;
+    cluster.kubectl(&["delete", "pod", "upgraded", "-n", MESHED, "--wait=false"])?;
     cluster.rolled_out(SYSTEM, "heddle")?;
     let admin = cluster.admin().await?;
     until("the settings to be read", async || {

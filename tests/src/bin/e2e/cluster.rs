@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use house::client::Client;
+use house::load::Traffic;
 use house::mesh::free_address;
 use house::process::sibling;
 use serde_json::Value;
@@ -19,6 +20,9 @@ use tokio::time::sleep;
 
 /// Namespace that Heddle is installed into.
 pub(crate) const SYSTEM: &str = "heddle-system";
+
+/// The host that the gateway of `manifests/samples/canary` serves.
+pub(crate) const EDGE: &str = "reviews.example.com";
 
 /// Values that the chart gets here: images as they were made, and no load balancer, which nobody
 /// would serve.
@@ -99,6 +103,14 @@ impl Cluster {
         Ok(serde_json::from_str(&self.kubectl(&all)?)?)
     }
 
+    /// Names of the pods with a label that are to stay.
+    pub(crate) fn names(&self, namespace: &str, label: &str) -> Result<Vec<String>> {
+        let pods = self.get(&["pods", "-n", namespace, "-l", label])?;
+        let pods = pods["items"].as_array().into_iter().flatten();
+        let stay = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        Ok(stay.filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect())
+    }
+
     /// Install or upgrade the chart by this helm, with more values.
     pub(crate) fn helm(
         &self,
@@ -135,6 +147,11 @@ impl Cluster {
         let service = self.get(&["service", "heddle-gateway", "-n", SYSTEM])?;
         let address = service["spec"]["clusterIP"].as_str().context("an address")?;
         Ok(format!("{address}:80").parse()?)
+    }
+
+    /// Requests through the gateway, without pause.
+    pub(crate) fn traffic(&self) -> Result<Traffic> {
+        Ok(Traffic::start(self.gateway()?, EDGE))
     }
 
     /// Metrics of the controller that leads.

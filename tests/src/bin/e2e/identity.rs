@@ -18,7 +18,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::cluster::{Cluster, SYSTEM, until};
-use crate::traffic::Traffic;
 use crate::workload::Workload;
 
 const NAMESPACE: &str = "identity";
@@ -382,7 +381,7 @@ pub(crate) async fn given_a_ca_of_ones_own_then_it_signs_and_is_replaced_while_a
 pub(crate) async fn given_traffic_when_the_root_is_replaced_then_the_gateway_follows_and_no_request_fails(
     cluster: &Cluster,
 ) -> Result<()> {
-    let traffic = Traffic::start(cluster.gateway()?);
+    let traffic = cluster.traffic()?;
     let folder = tempfile::tempdir()?;
     let path = |name: &str| folder.path().join(name).display().to_string();
     let (root, directory, secret) = (path("root"), path("cacerts"), path("cacerts.yaml"));

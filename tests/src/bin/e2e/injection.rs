@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::cluster::{Cluster, SYSTEM, until};
 use crate::inside::Inside;
-use crate::traffic::Traffic;
+use crate::mutual_tls::counter_in;
 
 /// The namespace of `tests/cluster/meshed.yaml`, and the server's name in it.
 pub(crate) const MESHED: &str = "meshed";
@@ -23,11 +23,8 @@ const DEPLOYMENTS: [&str; 3] = ["client", "server-v1", "server-v2"];
 
 /// The name of a pod that runs, by label.
 pub(crate) fn pod_of(cluster: &Cluster, namespace: &str, label: &str) -> Result<String> {
-    let pods = cluster.get(&["pods", "-n", namespace, "-l", label])?;
-    let pods = pods["items"].as_array().cloned().unwrap_or_default();
-    let mut pods = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-    let pod = pods.next().with_context(|| format!("a pod {label} in {namespace}"))?;
-    Ok(pod["metadata"]["name"].as_str().context("a name")?.to_owned())
+    let first = cluster.names(namespace, label)?.into_iter().next();
+    first.with_context(|| format!("a pod {label} in {namespace}"))
 }
 
 /// The client's network.
@@ -50,7 +47,7 @@ fn sidecar(pod: &Value) -> Vec<&str> {
 }
 
 /// A pod whose one container stays, with more in metadata and spec.
-fn pod(name: &str, metadata: &str, spec: &str) -> String {
+pub(crate) fn pod(name: &str, metadata: &str, spec: &str) -> String {
     format!(
         "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, {metadata}}}, \
          spec: {{terminationGracePeriodSeconds: 0, {spec} containers: [{{name: app, \
@@ -261,19 +258,6 @@ fn holds(wanted: &Value, found: &Value) -> Result<()> {
     }
 }
 
-pub(crate) async fn given_traffic_in_the_mesh_when_the_server_is_rolled_then_no_request_fails(
-    cluster: &Cluster,
-) -> Result<()> {
-    let traffic = client(cluster)?.traffic(server(cluster)?, HOST)?;
-    cluster.kubectl(&["rollout", "restart", "deployment", "server-v1", "-n", MESHED])?;
-    cluster.rolled_out(MESHED, "server-v1")?;
-    // Pods that are going still answer for a while.
-    sleep(Duration::from_secs(5)).await;
-    let counts = traffic.stop()?;
-    println!("        {} requests, 0 failed", counts.good()?);
-    Ok(())
-}
-
 pub(crate) async fn given_an_envoy_that_is_killed_then_it_comes_back(
     cluster: &Cluster,
 ) -> Result<()> {
@@ -321,149 +305,6 @@ pub(crate) async fn given_stateful_pods_then_they_are_reached_by_name(
     cluster.kubectl(&["delete", "service,statefulset", "store", "-n", MESHED]).map(drop)
 }
 
-pub(crate) async fn given_traffic_in_the_mesh_when_the_controller_is_away_then_pods_that_ask_wait_and_others_do_not(
-    cluster: &Cluster,
-) -> Result<()> {
-    let traffic = client(cluster)?.traffic(server(cluster)?, HOST)?;
-    let edge = Traffic::start(cluster.gateway()?);
-    let replicas = |count: &str| {
-        cluster.kubectl(&["scale", "deployment", "heddle", "-n", SYSTEM, count]).map(drop)
-    };
-    replicas("--replicas=0")?;
-    until("no controller", async || {
-        let label = ["-l", "app.kubernetes.io/component=controller"];
-        let pods = cluster.get(&[&["pods", "-n", SYSTEM][..], &label].concat());
-        pods.is_ok_and(|pods| pods["items"].as_array().is_some_and(Vec::is_empty))
-    })
-    .await?;
-    // Who asks for nothing is not hindered.
-    let began = Instant::now();
-    cluster.run("kubectl", &["apply", "-f", "-"], &pod("unhindered", "", ""))?;
-    let no = "labels: {sidecar.istio.io/inject: 'false'}";
-    cluster.run("kubectl", &["apply", "-n", MESHED, "-f", "-"], &pod("unhindered", no, ""))?;
-    ensure!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    for namespace in ["default", MESHED] {
-        let ready = ["wait", "--for=condition=Ready", "pod/unhindered", "--timeout=30s"];
-        cluster.kubectl(&[&ready[..], &["-n", namespace]].concat())?;
-        cluster.kubectl(&["delete", "pod", "unhindered", "-n", namespace, "--wait=false"])?;
-    }
-    // Who asks waits.
-    cluster.kubectl(&["scale", "deployment", "server-v2", "-n", MESHED, "--replicas=2"])?;
-    sleep(Duration::from_secs(15)).await;
-    let pods = cluster.get(&["pods", "-n", MESHED, "-l", "version=v2"])?;
-    ensure!(pods["items"].as_array().is_some_and(|pods| pods.len() == 1), "{pods:#}");
-    replicas("--replicas=2")?;
-    cluster.rolled_out(SYSTEM, "heddle")?;
-    let back = Instant::now();
-    cluster.rolled_out(MESHED, "server-v2")?;
-    println!("        the pod that waited was ready {:.1?} after the controller", back.elapsed());
-    cluster.kubectl(&["scale", "deployment", "server-v2", "-n", MESHED, "--replicas=1"])?;
-    let counts = traffic.stop()?;
-    println!("        {} requests, 0 failed", counts.good()?);
-    edge.stop().await.map(drop)
-}
-
-/// A counter of a proxy, summed over the names that a test takes.
-async fn counter(cluster: &Cluster, pod: &str, takes: impl Fn(&str) -> bool) -> Result<u64> {
-    counter_in(cluster, MESHED, pod, takes).await
-}
-
-async fn counter_in(
-    cluster: &Cluster,
-    namespace: &str,
-    pod: &str,
-    takes: impl Fn(&str) -> bool,
-) -> Result<u64> {
-    let forward = cluster.forward(namespace, &format!("pod/{pod}"), 15000).await?;
-    let page = forward.page("/stats?format=json&usedonly").await?;
-    let all = page["stats"].as_array().context("counters")?.iter();
-    let taken = all.filter(|stat| stat["name"].as_str().is_some_and(&takes));
-    Ok(taken.filter_map(|stat| stat["value"].as_u64()).sum())
-}
-
-pub(crate) async fn given_two_sidecars_then_every_request_is_mutual_tls_and_each_knows_the_other(
-    cluster: &Cluster,
-) -> Result<()> {
-    let (inside, address) = (client(cluster)?, server(cluster)?);
-    let traffic = inside.traffic(address, HOST)?;
-    sleep(Duration::from_secs(2)).await;
-    let sent = traffic.stop()?.good()?;
-    // Each knows the other by its certificate.
-    let (status, answer) = inside.get(cluster, address, HOST, "/")?;
-    let said = answer["client"].as_str().unwrap_or_default();
-    for part in [
-        "By=spiffe://cluster.local/ns/meshed/sa/server",
-        "URI=spiffe://cluster.local/ns/meshed/sa/client",
-    ] {
-        ensure!(status == 200 && said.contains(part), "{part}: {answer}");
-    }
-    // Both sides count as many handshakes as connections, and some.
-    let pod = pod_of(cluster, MESHED, "app=client")?;
-    let out = format!("cluster.outbound|80||{HOST}.");
-    let count =
-        async |what: &str| counter(cluster, &pod, |name| name == format!("{out}{what}")).await;
-    let (handshakes, connections) =
-        (count("ssl.handshake").await?, count("upstream_cx_total").await?);
-    let failed = count("upstream_cx_connect_fail").await?;
-    ensure!(
-        handshakes > 0 && handshakes + failed == connections,
-        "{handshakes} {connections} {failed}"
-    );
-    let mut inbound = 0;
-    for version in ["v1", "v2"] {
-        let pod = pod_of(cluster, MESHED, &format!("app=server,version={version}"))?;
-        let encrypted = |name: &str| {
-            name.starts_with("listener.")
-                && name.contains("15006")
-                && name.ends_with(".ssl.handshake")
-        };
-        let all = |name: &str| {
-            name.starts_with("listener.")
-                && name.contains("15006")
-                && name.ends_with(".downstream_cx_total")
-                && !name.contains(".worker_")
-        };
-        let (encrypted, all) =
-            (counter(cluster, &pod, encrypted).await?, counter(cluster, &pod, all).await?);
-        ensure!(encrypted == all, "{version}: {encrypted} handshakes of {all} connections");
-        inbound += encrypted;
-    }
-    ensure!(inbound > 0, "nobody came in");
-    println!(
-        "        {sent} requests, {handshakes} handshakes out and {inbound} in, no connection without"
-    );
-    Ok(())
-}
-
-pub(crate) async fn given_strict_mutual_tls_then_an_unmeshed_pod_is_refused_and_permissive_serves_it(
-    cluster: &Cluster,
-) -> Result<()> {
-    let stranger = Inside::of(cluster, "default", &pod_of(cluster, "default", "app=reviews")?)?;
-    let address = server(cluster)?;
-    let served = || stranger.get(cluster, address, HOST, "/");
-    let (status, answer) = served()?;
-    ensure!(status == 200 && answer["client"].is_null(), "{status} {answer}");
-    let traffic = client(cluster)?.traffic(address, HOST)?;
-    let strict = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: \
-                  {name: default}, spec: {mtls: {mode: STRICT}}}";
-    cluster.run("kubectl", &["apply", "-n", MESHED, "-f", "-"], strict)?;
-    until("the stranger to be refused", async || served().is_err()).await?;
-    // Probes are asked by way of the agent: nobody is restarted, nobody leaves.
-    sleep(Duration::from_secs(6)).await;
-    ensure!(served().is_err(), "a stranger was served");
-    let pods = cluster.get(&["pods", "-n", MESHED, "-l", "app=server"])?;
-    for pod in pods["items"].as_array().context("pods")? {
-        let status = &pod["status"]["containerStatuses"][0];
-        ensure!(status["ready"] == true && status["restartCount"] == 0, "{status}");
-    }
-    cluster.kubectl(&["delete", "peerauthentication", "default", "-n", MESHED])?;
-    until("the stranger to be served again", async || served().is_ok_and(|(s, _)| s == 200))
-        .await?;
-    let counts = traffic.stop()?;
-    println!("        {} requests of the client, 0 failed", counts.good()?);
-    Ok(())
-}
-
 pub(crate) async fn given_rules_of_the_mesh_then_sidecars_split_90_to_10(
     cluster: &Cluster,
 ) -> Result<()> {
@@ -502,7 +343,7 @@ pub(crate) async fn given_rules_of_the_mesh_then_sidecars_split_90_to_10(
 pub(crate) async fn given_the_sample_when_its_namespace_is_labelled_and_its_pods_restarted_then_the_gateway_speaks_mutual_tls_to_it(
     cluster: &Cluster,
 ) -> Result<()> {
-    let traffic = Traffic::start(cluster.gateway()?);
+    let traffic = cluster.traffic()?;
     let restart = || -> Result<()> {
         cluster.kubectl(&["rollout", "restart", "deployment", "reviews-v1", "reviews-v2"])?;
         cluster.rolled_out("default", "reviews-v1")?;
@@ -544,24 +385,35 @@ pub(crate) async fn given_the_sample_when_its_namespace_is_labelled_and_its_pods
     Ok(())
 }
 
-pub(crate) async fn given_another_root_when_a_pod_asks_then_the_api_server_still_believes_the_webhook(
-    cluster: &Cluster,
-) -> Result<()> {
-    let roots = cluster.get(&["configmap", "istio-ca-root-cert", "-n", MESHED])?;
-    let roots = roots["data"]["root-cert.pem"].as_str().context("the roots")?.to_owned();
+/// Wait until every webhook has the roots of the mesh, so that the API server believes it.
+pub(crate) async fn believed(cluster: &Cluster) -> Result<()> {
     until("the roots in the webhooks", async || {
+        let roots = cluster.get(&["configmap", "istio-ca-root-cert", "-n", MESHED]);
+        let roots = roots.unwrap_or_default()["data"]["root-cert.pem"].clone();
         let name = "heddle-heddle-system";
         let found = cluster.get(&["mutatingwebhookconfiguration", name]).unwrap_or_default();
         let webhooks = found["webhooks"].as_array().cloned().unwrap_or_default();
         let bundle = |w: &Value| w["clientConfig"]["caBundle"].as_str().map(str::to_owned);
         let bundles: BTreeSet<_> = webhooks.iter().map(bundle).collect();
         let decode = |text: &str| cluster.run("base64", &["-d"], text);
-        bundles.len() == 1 && bundles.iter().flatten().all(|b| decode(b).is_ok_and(|d| d == roots))
+        bundles.len() == 1 && bundles.iter().flatten().all(|b| decode(b).is_ok_and(|d| roots == d))
     })
-    .await?;
-    cluster.run("kubectl", &["apply", "-n", MESHED, "-f", "-"], &pod("later", "", ""))?;
-    let created = cluster.get(&["pod", "later", "-n", MESHED])?;
+    .await
+}
+
+/// Create a pod that asks for a sidecar, and gets it.
+pub(crate) fn asks(cluster: &Cluster, name: &str) -> Result<()> {
+    cluster.run("kubectl", &["apply", "-n", MESHED, "-f", "-"], &pod(name, "", ""))?;
+    let created = cluster.get(&["pod", name, "-n", MESHED])?;
     ensure!(sidecar(&created) == ["heddle-init", "heddle-proxy"], "{created:#}");
+    Ok(())
+}
+
+pub(crate) async fn given_another_root_when_a_pod_asks_then_the_api_server_still_believes_the_webhook(
+    cluster: &Cluster,
+) -> Result<()> {
+    believed(cluster).await?;
+    asks(cluster, "later")?;
     let ready = ["wait", "--for=condition=Ready", "pod/later", "-n", MESHED, "--timeout=60s"];
     cluster.kubectl(&ready)?;
     cluster.kubectl(&["delete", "pod", "later", "-n", MESHED, "--wait=false"]).map(drop)

@@ -2,43 +2,47 @@
 //!
 //! **Invariant:** what it sends is captured as whatever the pod sends; it ends with its owner.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use house::client::Client;
+use house::load::{Counts, Traffic};
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::traffic::{Counts, Traffic};
 
 /// Sends without pause until its input ends; prints what came back.
 pub(crate) const CLIENT: &str = "--client";
 /// Sends one request; prints status and body.
 pub(crate) const GET: &str = "--get";
 
-/// The network of a pod.
+/// A pod, as its application sees it.
 #[derive(Debug)]
 pub(crate) struct Inside {
+    /// Of the application.
+    process: String,
     network: String,
     myself: PathBuf,
 }
 
-/// Requests without pause from within a pod.
-pub(crate) struct InsideTraffic {
+/// This program in the network of a pod, until its input ends.
+pub(crate) struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
 }
+
+/// Requests without pause from within a pod.
+pub(crate) struct InsideTraffic(Running);
 
 pub(crate) fn client(address: &str, host: &str) -> Result<ExitCode> {
     let address: SocketAddr = address.parse()?;
-    // As long as the process.
-    let host: &'static str = Box::leak(host.to_owned().into_boxed_str());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut traffic = Traffic::of(address, host);
+        let mut traffic = Traffic::start(address, host);
         tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
         println!("{}", serde_json::to_string(&traffic.end().await?)?);
         Ok(ExitCode::SUCCESS)
@@ -71,7 +75,7 @@ impl Inside {
         let process = row.and_then(|row| row.split_whitespace().nth(1));
         let process = process.with_context(|| format!("{id} of {pod} in {tasks}"))?;
         let network = format!("--net=/proc/{process}/ns/net");
-        Ok(Self { network, myself: std::env::current_exe()? })
+        Ok(Self { process: process.to_owned(), network, myself: std::env::current_exe()? })
     }
 
     /// One request; status and body.
@@ -108,18 +112,65 @@ impl Inside {
         Ok(killed)
     }
 
+    /// Where something is mounted, a path per line.
+    pub(crate) fn mounts(&self) -> Result<String> {
+        let all = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.process))?;
+        let points = all.lines().filter_map(|line| line.split(' ').nth(4));
+        Ok(points.collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Unix sockets of the pod, as the kernel lists them.
+    pub(crate) fn sockets(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(format!("/proc/{}/net/unix", self.process))?)
+    }
+
     /// Requests without pause.
     pub(crate) fn traffic(&self, address: SocketAddr, host: &str) -> Result<InsideTraffic> {
+        Ok(InsideTraffic(self.start(&[CLIENT, &address.to_string(), host])?))
+    }
+
+    /// Start this program again.
+    pub(crate) fn start(&self, args: &[&str]) -> Result<Running> {
         let mut child = Command::new("nsenter")
             .arg(&self.network)
             .arg("--")
             .arg(&self.myself)
-            .args([CLIENT, &address.to_string(), host])
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
         let stdin = child.stdin.take();
-        Ok(InsideTraffic { child, stdin })
+        let stdout = BufReader::new(child.stdout.take().context("its output")?);
+        Ok(Running { child, stdin, stdout })
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// The next line that it prints.
+    pub(crate) fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        Ok(line)
+    }
+
+    /// End it; what it prints from here on.
+    pub(crate) fn stop(mut self) -> Result<String> {
+        drop(self.stdin.take());
+        let mut said = String::new();
+        self.stdout.read_to_string(&mut said)?;
+        let ended = self.child.wait()?;
+        ensure!(ended.success(), "{ended}");
+        Ok(said)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -127,22 +178,9 @@ impl Inside {
 
 impl InsideTraffic {
     /// Stop, and fail if any request has. What came back.
-    pub(crate) fn stop(mut self) -> Result<Counts> {
-        drop(self.stdin.take());
-        let mut said = String::new();
-        self.child.stdout.take().context("its output")?.read_to_string(&mut said)?;
-        let ended = self.child.wait()?;
-        ensure!(ended.success(), "{ended}");
-        let counts: Counts = serde_json::from_str(&said)?;
+    pub(crate) fn stop(self) -> Result<Counts> {
+        let counts: Counts = serde_json::from_str(&self.0.stop()?)?;
         ensure!(counts.good()? > 0, "there were no requests");
         Ok(counts)
-    }
-}
-
-impl Drop for InsideTraffic {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -17,7 +17,9 @@ mod cluster;
 mod identity;
 mod injection;
 mod inside;
-mod traffic;
+mod mutual_tls;
+mod packets;
+mod under_load;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let result = match args[..] {
         [INSIDE, ref words @ ..] => inside(words),
         [inside::CLIENT, address, host] => inside::client(address, host),
+        [packets::READ, ref marks @ ..] => packets::read(marks),
         [inside::GET, address, host, path] => inside::get(address, host, path),
         ref words => outside(words),
     };

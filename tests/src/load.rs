@@ -1,6 +1,8 @@
 //! Requests without pause, while something happens.
 //!
-//! **Invariant:** every answer is counted; only a 200 is no failure.
+//! In: where to, which host, what must come back. Out: what came back, by what it said.
+//!
+//! **Invariant:** every answer is counted; another status than is expected is a failure.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,21 +11,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use house::client::Client;
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-const CONNECTIONS: usize = 4;
-pub(crate) const HOST: &str = "reviews.example.com";
+use crate::client::Client;
 
-/// Clients that send until they are stopped.
-pub(crate) struct Traffic {
+const CONNECTIONS: usize = 4;
+
+/// Clients that send until they are stopped; those of a guard that is dropped stop too.
+#[derive(Debug)]
+pub struct Traffic {
     clients: JoinSet<()>,
     seen: Arc<Seen>,
 }
 
 /// What they saw.
-#[derive(Default)]
+#[derive(Default, Debug)]
 struct Seen {
     stop: AtomicBool,
     total: AtomicU64,
@@ -32,9 +36,9 @@ struct Seen {
 
 /// What came back since this was last asked.
 #[derive(Default, Debug, Serialize, Deserialize)]
-pub(crate) struct Counts {
+pub struct Counts {
     /// Answers by what they said.
-    pub(crate) answers: BTreeMap<String, u64>,
+    pub answers: BTreeMap<String, u64>,
     /// Failures, and what the first was.
     failed: u64,
     first: Option<String>,
@@ -43,20 +47,21 @@ pub(crate) struct Counts {
 // === impl Traffic ===
 
 impl Traffic {
-    pub(crate) fn start(gateway: SocketAddr) -> Self {
-        Self::of(gateway, HOST)
+    /// Requests for this host at this address.
+    pub fn start(address: SocketAddr, host: &str) -> Self {
+        Self::expecting(address, host, StatusCode::OK)
     }
 
-    /// Requests for this host at this address.
-    pub(crate) fn of(address: SocketAddr, host: &'static str) -> Self {
+    /// The same, and every answer must have this status.
+    pub fn expecting(address: SocketAddr, host: &str, status: StatusCode) -> Self {
         let seen = Arc::new(Seen::default());
         let mut clients = JoinSet::new();
         for _ in 0..CONNECTIONS {
-            let seen = Arc::clone(&seen);
+            let (seen, host) = (Arc::clone(&seen), host.to_owned());
             clients.spawn(async move {
                 let mut client = Client::new(address);
                 while !seen.stop.load(Ordering::Relaxed) {
-                    let answer = ask_for(&mut client, host).await;
+                    let answer = ask_for(&mut client, &host, status).await;
                     seen.lock().add(answer);
                     seen.total.fetch_add(1, Ordering::Relaxed);
                     // Two cores are shared with the cluster.
@@ -68,12 +73,12 @@ impl Traffic {
     }
 
     /// What came back since this was last asked.
-    pub(crate) fn take(&self) -> Counts {
+    pub fn take(&self) -> Counts {
         std::mem::take(&mut *self.seen.lock())
     }
 
     /// Stop; what came back since the last look.
-    pub(crate) async fn end(&mut self) -> Result<Counts> {
+    pub async fn end(&mut self) -> Result<Counts> {
         self.seen.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.clients.join_next().await {
             ended?;
@@ -82,7 +87,7 @@ impl Traffic {
     }
 
     /// Stop, and fail if any request since the last look has. How many there were.
-    pub(crate) async fn stop(mut self) -> Result<u64> {
+    pub async fn stop(mut self) -> Result<u64> {
         self.end().await?.good()?;
         let total = self.seen.total.load(Ordering::Relaxed);
         ensure!(total > 0, "there were no requests");
@@ -112,12 +117,12 @@ impl Counts {
     }
 
     /// How many said this.
-    pub(crate) fn of(&self, text: &str) -> u64 {
+    pub fn of(&self, text: &str) -> u64 {
         self.answers.get(text).copied().unwrap_or_default()
     }
 
     /// How many were answered, if none failed.
-    pub(crate) fn good(&self) -> Result<u64> {
+    pub fn good(&self) -> Result<u64> {
         let total = self.answers.values().sum::<u64>();
         let first = self.first.as_deref().unwrap_or_default();
         ensure!(
@@ -130,15 +135,14 @@ impl Counts {
     }
 }
 
-/// One request; what the app said.
-pub(crate) async fn ask(client: &mut Client) -> Result<String> {
-    ask_for(client, HOST).await
+/// One request; the name of the backend, or what the app said.
+pub async fn ask(client: &mut Client, host: &str) -> Result<String> {
+    ask_for(client, host, StatusCode::OK).await
 }
 
-/// One request for this host; the name of the backend, or what the app said.
-async fn ask_for(client: &mut Client, host: &str) -> Result<String> {
+async fn ask_for(client: &mut Client, host: &str, status: StatusCode) -> Result<String> {
     let answer = client.get(host, "/").await?;
     let text = String::from_utf8_lossy(&answer.body).trim().to_owned();
-    ensure!(answer.status == 200, "{}: {text}", answer.status);
+    ensure!(answer.status == status, "{}: {text}", answer.status);
     Ok(answer.backend.unwrap_or(text))
 }
