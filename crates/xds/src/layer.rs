@@ -77,6 +77,11 @@ impl Layer {
         (set.len(), hidden.len())
     }
 
+    /// Number of names of a type of which it says something.
+    pub(crate) fn size(&self, kind: ResourceType) -> usize {
+        self.types[kind as usize].size()
+    }
+
     /// Names that may differ between `earlier` and this layer.
     pub(crate) fn changed_since(&self, earlier: &Self, kind: ResourceType) -> Vec<Arc<str>> {
         let slot = kind as usize;

@@ -78,6 +78,11 @@ impl ScopeView {
         Merged::new(&self.layers, resource_type, "")
     }
 
+    /// Number of resources of a type, or more where layers hide some of each other's.
+    pub(crate) fn size(&self, resource_type: ResourceType) -> usize {
+        self.layers.iter().map(|layer| layer.size(resource_type)).sum()
+    }
+
     /// One resource.
     pub fn get(&self, resource_type: ResourceType, name: &str) -> Option<&Arc<EncodedResource>> {
         let mut layers = self.layers.iter().rev();

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use envoy_api::ResourceType;
 use envoy_api::envoy::config::core::v3::Node;
 use prost::Message as _;
@@ -32,7 +31,7 @@ use crate::session::Settings;
 use crate::stats::Stats;
 use crate::streams::{Registered, Streams};
 use body::StreamBody;
-use wire::{WireDeltaRequest, WireRequest, WireSotwRequest};
+use wire::{Outgoing, WireDeltaRequest, WireRequest, WireSotwRequest};
 
 const SERVICE: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
 
@@ -74,7 +73,7 @@ struct StreamTask<C, W> {
     options: Arc<Options>,
     requests: Streaming<W>,
     extensions: http::Extensions,
-    frames: mpsc::Sender<Vec<Bytes>>,
+    messages: mpsc::Sender<Outgoing>,
 }
 
 /// An admitted stream.
@@ -130,14 +129,14 @@ impl<C: Connector> XdsServer<C> {
         let decoder = MessageDecoder(PhantomData);
         // One response: when full, the session is not asked for the next one, which will then
         // carry the newest state.
-        let (frames, received) = mpsc::channel(1);
+        let (messages, received) = mpsc::channel(1);
         let (end, status) = oneshot::channel();
         let task = StreamTask::<C, W> {
             connector: self.connector.clone(),
             options: self.options.clone(),
             requests: Streaming::new_request(decoder, body, None, limit),
             extensions: head.extensions,
-            frames,
+            messages,
         };
         let body = StreamBody::new(received, status, tokio::spawn(task.run(end)));
         let mut response = http::Response::new(tonic::body::Body::new(body));
@@ -219,7 +218,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         admitted.rescope();
         self.on_request(&mut admitted, first).await?;
         let mut shutdown = self.options.shutdown.clone();
-        let frames = self.frames.clone();
+        let messages = self.messages.clone();
         let mut blocked_since = None;
         let mut end = admitted.connection.until;
         let mut draining = false;
@@ -253,11 +252,11 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                     let stream = &admitted.registered.stream;
                     stream.state().machine.on_timer(stream.now());
                 }
-                permit = frames.reserve(), if wants_output => {
+                permit = messages.reserve(), if wants_output => {
                     // Closed = the client is gone; the body is about to drop this task.
                     let Ok(permit) = permit else { return Ok(()) };
-                    if let Some(chunks) = self.next_frame(&mut admitted) {
-                        permit.send(chunks);
+                    if let Some(message) = self.next_message(&mut admitted) {
+                        permit.send(message);
                     }
                     blocked_since = None;
                 }
@@ -320,9 +319,9 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
             let nonce = format!("unknown-{}", admitted.unknown);
             let identifier = &self.options.identifier;
             let (url, names) = (request.type_url(), request.asked());
-            let frame = wire::unknown_type_frame(url, &nonce, names, identifier);
+            let message = wire::unknown_type_frame(url, &nonce, names, identifier);
             // A client that does not read waits for its own answer here.
-            let sent = self.frames.send(frame);
+            let sent = self.messages.send(message);
             if timeout(self.options.write_limit, sent).await.is_err() {
                 return Err(self.unread(admitted));
             }
@@ -340,7 +339,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
     }
 
     /// The next response, if the session has one after all.
-    fn next_frame(&self, admitted: &mut Admitted) -> Option<Vec<Bytes>> {
+    fn next_message(&self, admitted: &mut Admitted) -> Option<Outgoing> {
         let response = admitted.registered.stream.state().machine.poll_output();
         let stats = &self.options.stats;
         let by_view = std::mem::take(&mut admitted.woken_by_view);
@@ -348,13 +347,12 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
             stats.skipped_equal.add(u64::from(by_view));
             return None;
         };
-        let chunks = W::frame(&response, &self.options.identifier);
+        let message = W::frame(&response, &self.options.identifier);
         let items = response.resources.len() + response.removed.len();
-        let bytes: usize = chunks.iter().map(Bytes::len).sum();
         stats.responses(response.resource_type).add(1);
         stats.resources(response.resource_type).add(items as u64);
-        stats.sent_bytes.add(bytes as u64);
-        Some(chunks)
+        stats.sent_bytes.add(message.bytes() as u64);
+        Some(message)
     }
 
     /// Pass on what the session has to say to the controller.

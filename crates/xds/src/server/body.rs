@@ -1,8 +1,7 @@
-//! The body of a streaming answer: frames of shared bytes, then the gRPC status.
+//! The body of a streaming answer: messages of shared bytes, then the gRPC status.
 //!
 //! **Invariant:** owns the task that fills it: a dropped body ends the stream.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,15 +12,18 @@ use http_body::{Body, Frame};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::wire::Outgoing;
+
 const GRPC_STATUS: http::HeaderName = http::HeaderName::from_static("grpc-status");
 
 /// Yields what the stream task sends: responses, then the gRPC status.
 ///
 /// The status has a way of its own, so that the task can end while a client does not read.
 pub(super) struct StreamBody {
-    frames: mpsc::Receiver<Vec<Bytes>>,
+    messages: mpsc::Receiver<Outgoing>,
     end: oneshot::Receiver<HeaderMap>,
-    chunks: VecDeque<Bytes>,
+    /// What is being written.
+    current: Option<Outgoing>,
     ended: bool,
     task: JoinHandle<()>,
 }
@@ -30,11 +32,11 @@ pub(super) struct StreamBody {
 
 impl StreamBody {
     pub(super) fn new(
-        frames: mpsc::Receiver<Vec<Bytes>>,
+        messages: mpsc::Receiver<Outgoing>,
         end: oneshot::Receiver<HeaderMap>,
         task: JoinHandle<()>,
     ) -> Self {
-        Self { frames, end, chunks: VecDeque::new(), ended: false, task }
+        Self { messages, end, current: None, ended: false, task }
     }
 }
 
@@ -53,14 +55,15 @@ impl Body for StreamBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
-            if let Some(chunk) = self.chunks.pop_front() {
+            if let Some(chunk) = self.current.as_mut().and_then(Iterator::next) {
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));
             }
             if self.ended {
                 return Poll::Ready(None);
             }
-            if let Some(chunks) = ready!(self.frames.poll_recv(cx)) {
-                self.chunks = chunks.into();
+            self.current = None;
+            if let Some(message) = ready!(self.messages.poll_recv(cx)) {
+                self.current = Some(message);
                 continue;
             }
             let trailers = ready!(Pin::new(&mut self.end).poll(cx));

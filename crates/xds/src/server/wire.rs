@@ -1,11 +1,10 @@
 //! The discovery messages, reduced to the fields that are used.
 //!
 //! In: requests, whose node stays undecoded bytes: proxies repeat up to 60 KB of it in every
-//! message, and only the first counts. Out: one response as a gRPC frame of shared bytes.
+//! message, and only the first counts. Out: one response as a gRPC message of shared bytes.
 //!
 //! **Invariant:** the bytes of a large resource are never copied.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -19,6 +18,18 @@ use crate::streams::{Machine, Protocol};
 /// Resources up to this size are joined into one chunk: many small chunks cost more than the
 /// copy.
 const JOIN: usize = 16 << 10;
+
+/// Bytes that are joined at most: each stream that is behind holds so much for itself.
+const CHUNK: usize = 64 << 10;
+
+/// A message on its way out. Its chunks are made when the connection takes them, so that a slow
+/// proxy costs a list of shared entries, not a copy of them.
+pub(super) struct Outgoing {
+    bytes: usize,
+    /// Prefix and head, until they are sent.
+    first: BytesMut,
+    entries: std::vec::IntoIter<Bytes>,
+}
 
 /// `google.rpc.Status`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -40,12 +51,21 @@ pub(super) struct WireDeltaRequest {
     subscribe: Vec<String>,
     #[prost(string, repeated, tag = "4")]
     unsubscribe: Vec<String>,
-    #[prost(map = "string, string", tag = "5")]
-    initial_resource_versions: HashMap<String, String>,
+    #[prost(message, repeated, tag = "5")]
+    initial_resource_versions: Vec<NameAndVersion>,
     #[prost(string, tag = "6")]
     nonce: String,
     #[prost(message, optional, tag = "7")]
     error: Option<ErrorDetail>,
+}
+
+/// An entry of a map, as it is on the wire.
+#[derive(Clone, PartialEq, prost::Message)]
+struct NameAndVersion {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    version: String,
 }
 
 /// `envoy.service.discovery.v3.DiscoveryRequest`.
@@ -79,7 +99,7 @@ pub(super) trait WireRequest: Message + Default + Send + 'static {
     /// Names that must be answered even when their type is not served.
     fn asked(&self) -> &[String];
     fn apply(self, now: Duration, resource_type: ResourceType, machine: &mut Machine);
-    fn frame(response: &Response, control_plane: &str) -> Vec<Bytes>;
+    fn frame(response: &Response, control_plane: &str) -> Outgoing;
 }
 
 // === impl ErrorDetail ===
@@ -115,10 +135,11 @@ impl WireRequest for WireDeltaRequest {
     }
 
     fn apply(self, now: Duration, resource_type: ResourceType, machine: &mut Machine) {
+        let held = self.initial_resource_versions.into_iter();
         let request = DeltaRequest {
             subscribe: self.subscribe,
             unsubscribe: self.unsubscribe,
-            initial_resource_versions: self.initial_resource_versions.into_iter().collect(),
+            initial_resource_versions: held.map(|held| (held.name, held.version)).collect(),
             nonce: self.nonce,
             error: self.error.map(ErrorDetail::text),
         };
@@ -127,7 +148,7 @@ impl WireRequest for WireDeltaRequest {
         }
     }
 
-    fn frame(response: &Response, control_plane: &str) -> Vec<Bytes> {
+    fn frame(response: &Response, control_plane: &str) -> Outgoing {
         delta_frame(response, control_plane)
     }
 }
@@ -164,7 +185,7 @@ impl WireRequest for WireSotwRequest {
         }
     }
 
-    fn frame(response: &Response, control_plane: &str) -> Vec<Bytes> {
+    fn frame(response: &Response, control_plane: &str) -> Outgoing {
         sotw_frame(response, control_plane)
     }
 }
@@ -175,8 +196,8 @@ pub(super) fn node_id(node: &Bytes) -> Option<String> {
     Some(node.id).filter(|id| !id.is_empty())
 }
 
-/// A `DeltaDiscoveryResponse` as the chunks of one gRPC frame.
-fn delta_frame(response: &Response, control_plane: &str) -> Vec<Bytes> {
+/// A `DeltaDiscoveryResponse` as one gRPC message.
+fn delta_frame(response: &Response, control_plane: &str) -> Outgoing {
     let mut head = Vec::new();
     put_field(&mut head, 1, response.version.as_bytes());
     put_field(&mut head, 4, response.resource_type.type_url().as_bytes());
@@ -188,8 +209,8 @@ fn delta_frame(response: &Response, control_plane: &str) -> Vec<Bytes> {
     frame(head, response.resources.iter().map(|r| r.delta_entry()))
 }
 
-/// A `DiscoveryResponse` as the chunks of one gRPC frame.
-fn sotw_frame(response: &Response, control_plane: &str) -> Vec<Bytes> {
+/// A `DiscoveryResponse` as one gRPC message.
+fn sotw_frame(response: &Response, control_plane: &str) -> Outgoing {
     let mut head = Vec::new();
     put_field(&mut head, 1, response.version.as_bytes());
     put_field(&mut head, 4, response.resource_type.type_url().as_bytes());
@@ -204,7 +225,7 @@ pub(super) fn unknown_type_frame(
     nonce: &str,
     names: &[String],
     control_plane: &str,
-) -> Vec<Bytes> {
+) -> Outgoing {
     let mut head = Vec::new();
     put_field(&mut head, 4, type_url.as_bytes());
     put_field(&mut head, 5, nonce.as_bytes());
@@ -223,26 +244,46 @@ fn put_control_plane(head: &mut Vec<u8>, field: u32, identifier: &str) {
     head.extend_from_slice(&control_plane);
 }
 
-/// Prefix (not compressed, length), head, entries: small ones joined, large ones shared.
-fn frame(head: Vec<u8>, entries: impl Iterator<Item = Bytes> + Clone) -> Vec<Bytes> {
-    let length = head.len() + entries.clone().map(|entry| entry.len()).sum::<usize>();
-    let mut joined = BytesMut::with_capacity(5 + head.len());
-    joined.put_u8(0);
-    joined.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    joined.put_slice(&head);
-    let mut chunks = Vec::new();
-    for entry in entries {
-        if entry.len() <= JOIN {
+/// One message with prefix (not compressed, length) and head; its entries are shared.
+fn frame(head: Vec<u8>, entries: impl Iterator<Item = Bytes>) -> Outgoing {
+    let entries: Vec<Bytes> = entries.collect();
+    let length = head.len() + entries.iter().map(Bytes::len).sum::<usize>();
+    let mut first = BytesMut::with_capacity(5 + head.len());
+    first.put_u8(0);
+    first.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    first.put_slice(&head);
+    Outgoing { bytes: first.len() - head.len() + length, first, entries: entries.into_iter() }
+}
+
+// === impl Outgoing ===
+
+impl Outgoing {
+    /// Bytes of the whole message.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Iterator for Outgoing {
+    type Item = Bytes;
+
+    /// The next chunk: a large entry as it is, else as many entries as go into one.
+    fn next(&mut self) -> Option<Bytes> {
+        let mut joined = std::mem::take(&mut self.first);
+        let mut fits = joined.len();
+        let rest = self.entries.as_slice();
+        let small = rest.iter().take_while(|entry| {
+            fits += entry.len();
+            entry.len() <= JOIN && fits <= CHUNK
+        });
+        let count = small.count();
+        if joined.is_empty() && count <= 1 {
+            return self.entries.next();
+        }
+        joined.reserve(rest[..count].iter().map(Bytes::len).sum());
+        for entry in self.entries.by_ref().take(count) {
             joined.put_slice(&entry);
-            continue;
         }
-        if !joined.is_empty() {
-            chunks.push(joined.split().freeze());
-        }
-        chunks.push(entry);
+        Some(joined.freeze())
     }
-    if !joined.is_empty() {
-        chunks.push(joined.freeze());
-    }
-    chunks
 }

@@ -114,7 +114,7 @@ fn takers(state: &TypeState, gains: &Gains, name: &Arc<str>, own: Option<usize>)
 fn content(state: &TypeState, name: &str) -> Option<Arc<EncodedResource>> {
     match state.pending.get(name) {
         Some((_, resource)) => resource.clone(),
-        None => state.held.get(name).and_then(|held| held.resource.clone()),
+        None => state.held.content(name).cloned(),
     }
 }
 

@@ -117,17 +117,17 @@ impl Session {
             }
             return;
         }
-        let referenced = self.referenced();
+        let in_use = self.in_use(resource_type, &names);
         let mut items = BTreeMap::new();
         for name in names {
-            let resource = ResourceRef::new(resource_type, name.clone());
-            let blocked = referenced.contains(&resource);
+            let blocked = in_use.contains(&name);
             if let Some(since) = self.wait(resource_type, &name, true, blocked) {
                 let end = since + self.settings.gate;
                 if end > self.now {
                     self.remind(end);
                     continue;
                 }
+                let resource = ResourceRef::new(resource_type, name.clone());
                 self.notices.push(Notice::RemovedWhileReferenced { resource });
             }
             items.insert(name, None);

@@ -9,26 +9,10 @@ use std::sync::Arc;
 use envoy_api::{EncodedResource, ResourceRef, ResourceType};
 
 use super::Session;
+use super::state::TypeState;
 use crate::publication::ScopeView;
 
 use ResourceType::{Cluster, Endpoints, Listener, RouteConfiguration, Secret, VirtualHost};
-
-/// Everything that is referred to by something held or in flight.
-pub(super) struct Referenced {
-    names: BTreeSet<ResourceRef>,
-    /// Types with content we do not know: it may refer to anything.
-    unknown: BTreeSet<ResourceType>,
-}
-
-// === impl Referenced ===
-
-impl Referenced {
-    /// Whether the resource may still be in use.
-    pub(super) fn contains(&self, resource: &ResourceRef) -> bool {
-        self.names.contains(resource)
-            || self.unknown.iter().any(|from| may_refer(*from, resource.resource_type))
-    }
-}
 
 fn may_refer(from: ResourceType, to: ResourceType) -> bool {
     matches!(
@@ -76,20 +60,25 @@ impl Session {
         }
     }
 
-    /// What held and in-flight resources refer to.
-    pub(super) fn referenced(&self) -> Referenced {
-        let mut names = BTreeSet::new();
-        let mut unknown = BTreeSet::new();
-        for resource_type in ResourceType::ALL {
-            let state = self.state(resource_type);
-            for resource in state.contents() {
-                names.extend(resource.refs().iter().cloned());
-            }
-            if state.held.iter().any(|(_, held)| held.resource.is_none()) {
-                unknown.insert(resource_type);
-            }
+    /// Those of some names that the proxy may still be using: something held or in flight refers
+    /// to them, or is not known.
+    pub(super) fn in_use(
+        &self,
+        resource_type: ResourceType,
+        names: &[Arc<str>],
+    ) -> BTreeSet<Arc<str>> {
+        let states = || ResourceType::ALL.into_iter().zip(&self.types);
+        let unknown = |(from, state): (ResourceType, &TypeState)| {
+            may_refer(from, resource_type) && state.held.has_unknown()
+        };
+        if states().any(unknown) {
+            return names.iter().cloned().collect();
         }
-        Referenced { names, unknown }
+        let asked: BTreeSet<_> = names.iter().collect();
+        let contents = self.types.iter().flat_map(|state| state.contents());
+        let refs = contents.flat_map(|resource| resource.refs());
+        let used = refs.filter(|r| r.resource_type == resource_type && asked.contains(&r.name));
+        used.map(|r| r.name.clone()).collect()
     }
 
     /// A parent is sent: its children that the proxy subscribed to follow, changed or not.

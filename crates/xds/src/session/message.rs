@@ -2,7 +2,6 @@
 //!
 //! **Invariant:** no protobuf type and no clock; time is a `Duration` since the stream began.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +14,8 @@ pub struct DeltaRequest {
     pub subscribe: Vec<String>,
     /// Names to unsubscribe from.
     pub unsubscribe: Vec<String>,
-    /// What the proxy holds from an earlier stream: name → version text.
-    pub initial_resource_versions: BTreeMap<String, String>,
+    /// What the proxy holds from an earlier stream: names and version texts.
+    pub initial_resource_versions: Vec<(String, String)>,
     /// The response that this answers; empty = none.
     pub nonce: String,
     /// Set = that response was rejected.

@@ -12,6 +12,7 @@ mod claims;
 mod emit;
 mod gate;
 mod message;
+mod overlay;
 mod plan;
 mod reject;
 mod sotw;
@@ -19,7 +20,7 @@ mod state;
 mod status;
 mod stub;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,7 +62,7 @@ impl Session {
             full_sets: false,
             now: Duration::ZERO,
             view: None,
-            types: Default::default(),
+            types: ResourceType::ALL.map(TypeState::new),
             last_nonce: 0,
             outbox: VecDeque::new(),
             dirty: false,
@@ -113,7 +114,7 @@ impl Session {
             if resource_type == ResourceType::Cluster {
                 // Whether endpoints exist depends on whether their cluster does.
                 let endpoints = self.state_mut(ResourceType::Endpoints);
-                let named = names.iter().filter(|n| endpoints.names.contains(*n)).cloned();
+                let named = names.iter().filter(|n| endpoints.names.contains(n)).cloned();
                 let named: Vec<_> = named.collect();
                 endpoints.todo.extend(named);
             }
@@ -127,7 +128,7 @@ impl Session {
             for resource_type in ResourceType::ALL {
                 self.recognise(resource_type);
                 let state = self.state_mut(resource_type);
-                let held: Vec<_> = state.held.iter().map(|(name, _)| name.clone()).collect();
+                let held: Vec<_> = state.held.names().cloned().collect();
                 state.todo.extend(held);
             }
         }
@@ -183,22 +184,31 @@ impl Session {
         let resend = self.settings.resend_on_reconnect.contains(&resource_type);
         let everything = request.subscribe.iter().any(|name| name == "*")
             || (request.subscribe.is_empty() && resource_type.is_wildcard_capable());
+        let view = self.view.clone();
         let state = self.state_mut(resource_type);
         state.seen = true;
+        let named: HashSet<&String> = match everything && !resend {
+            true => HashSet::new(),
+            false => request.subscribe.iter().collect(),
+        };
         for (name, version) in &request.initial_resource_versions {
             // A name in here is no subscription (R55): only what is asked for counts.
-            let named = request.subscribe.contains(name);
+            let named = named.contains(name);
             if !(everything || named) || (named && resend) {
                 continue;
             }
             // A version that is not ours differs from all of ours, so any number will do.
             let version = ContentHash::parse(version).unwrap_or(ContentHash(0));
-            let held = Held { version, resource: None };
-            let name: Arc<str> = name.as_str().into();
-            state.todo.insert(name.clone());
-            state.held.insert(name, held);
+            let ours = view.as_ref().and_then(|view| view.get(resource_type, name));
+            let ours = ours.filter(|ours| ours.version() == version);
+            let held = Held { version, resource: ours.cloned() };
+            let name = ours.map_or_else(|| Arc::from(&**name), |ours| ours.name().clone());
+            state.held.set(&name, Some(held));
+            // Whether a host is wanted is for its parent to say.
+            if ours.is_none() || resource_type == ResourceType::VirtualHost {
+                state.todo.insert(name);
+            }
         }
-        self.recognise(resource_type);
         if resource_type == ResourceType::RouteConfiguration {
             // Hosts held from an earlier stream may belong to none of the names asked for now.
             let hosts = self.state_mut(ResourceType::VirtualHost);
@@ -214,12 +224,7 @@ impl Session {
         let Some(view) = self.view.clone() else {
             return;
         };
-        for (name, held) in self.state_mut(resource_type).held.iter_mut() {
-            let ours = view.get(resource_type, name);
-            if held.resource.is_none() {
-                held.resource = ours.filter(|r| r.version() == held.version).cloned();
-            }
-        }
+        self.state_mut(resource_type).held.recognise(resource_type, &view);
     }
 
     fn subscribe_all(&mut self, resource_type: ResourceType) {
@@ -239,12 +244,11 @@ impl Session {
 
     fn subscribe(&mut self, resource_type: ResourceType, name: Arc<str>, first: bool) {
         let state = self.state_mut(resource_type);
-        state.names.insert(name.clone());
+        state.names.set(name.clone(), true);
         // Held from an earlier stream: the proxy does not wait, it only says what it wants.
-        match first && state.held.contains(&name) {
-            true => state.todo.insert(name.clone()),
-            false => state.asked.insert(name.clone()),
-        };
+        if !(first && state.held.contains(&name)) {
+            state.asked.insert(name.clone());
+        }
         if resource_type == ResourceType::RouteConfiguration {
             self.revisit_hosts(&name);
         }
@@ -252,9 +256,11 @@ impl Session {
 
     fn unsubscribe(&mut self, resource_type: ResourceType, name: &str) {
         let state = self.state_mut(resource_type);
-        let Some(name) = state.names.take(name) else {
+        if !state.names.contains(name) {
             return;
-        };
+        }
+        let name: Arc<str> = name.into();
+        state.names.set(name.clone(), false);
         if state.wildcard {
             // The proxy dropped its own interest and waits to hear what "*" says (R51).
             state.asked.insert(name);
@@ -352,7 +358,7 @@ impl Session {
 
     /// The versions that the proxy holds of a type.
     pub fn held(&self, resource_type: ResourceType) -> BTreeMap<Arc<str>, ContentHash> {
-        let held = self.state(resource_type).held.iter();
-        held.map(|(name, held)| (name.clone(), held.version)).collect()
+        let held = &self.state(resource_type).held;
+        held.names().filter_map(|name| Some((name.clone(), held.version(name)?))).collect()
     }
 }

@@ -90,6 +90,7 @@ impl Session {
         for resource_type in ResourceType::ALL {
             if self.state(resource_type).seen {
                 self.plan_type(resource_type, &view);
+                self.state_mut(resource_type).condense(&view);
             }
         }
     }
@@ -220,9 +221,9 @@ impl Session {
         match parked.filter(|parked| parked.version == Some(resource.version())) {
             None => Want::Resource(resource.clone()),
             Some(parked) => {
-                let held = state.held.get(name);
-                let again = held.and_then(|held| held.resource.clone()).filter(|_| asked);
-                match again.or(parked.stand_in.clone().filter(|_| held.is_none())) {
+                let again = state.held.content(name).filter(|_| asked).cloned();
+                let never = !state.held.contains(name);
+                match again.or(parked.stand_in.clone().filter(|_| never)) {
                     Some(resource) => Want::Resource(resource),
                     None => Want::AsIs,
                 }

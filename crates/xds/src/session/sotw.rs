@@ -121,23 +121,28 @@ impl SotwSession {
         if !names.is_empty() {
             self.named.insert(resource_type);
         }
-        let wanted: BTreeSet<Arc<str>> =
-            names.into_iter().filter(|name| name != "*").map(Arc::from).collect();
+        let wanted: BTreeSet<String> = names.into_iter().filter(|name| name != "*").collect();
         let core = &mut self.core;
-        let had = core.state(resource_type).names.clone();
-        for name in wanted.difference(&had) {
-            core.subscribe(resource_type, name.clone(), false);
+        for name in &wanted {
+            if !core.state(resource_type).names.contains(name) {
+                core.subscribe(resource_type, name.as_str().into(), false);
+            }
         }
         match everything {
             true => core.subscribe_all(resource_type),
             false if core.state(resource_type).wildcard => core.unsubscribe_all(resource_type),
             false => {}
         }
-        for name in had.difference(&wanted) {
+        let had = &core.state(resource_type).names;
+        if had.len() == wanted.len() {
+            return;
+        }
+        let dropped = had.names().filter(|name| !wanted.contains(&***name)).cloned();
+        for name in dropped.collect::<Vec<_>>() {
             if everything {
-                core.state_mut(resource_type).names.remove(name);
+                core.state_mut(resource_type).names.set(name, false);
             } else {
-                core.unsubscribe(resource_type, name);
+                core.unsubscribe(resource_type, &name);
             }
         }
     }
@@ -150,7 +155,7 @@ impl TypeState {
     pub(super) fn expected_contents(&self) -> Vec<Arc<EncodedResource>> {
         let content = |name: &Arc<str>| match self.pending.get(name) {
             Some((_, resource)) => resource.clone(),
-            None => self.held.get(name).and_then(|held| held.resource.clone()),
+            None => self.held.content(name).cloned(),
         };
         self.on_stream_names().iter().filter_map(content).collect()
     }

@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_api::{ContentHash, EncodedResource};
+use envoy_api::{ContentHash, EncodedResource, ResourceType};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::publication::parent_of;
+use super::overlay::{Overlay, Said};
+use crate::publication::{ScopeView, parent_of};
 
 /// A resource the proxy acknowledged; the content is unknown when an earlier stream sent it and
 /// it differs from ours.
@@ -21,9 +22,9 @@ pub(super) struct Held {
 }
 
 /// What is held by name, with a version of the whole that does not depend on the order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Holdings {
-    map: BTreeMap<Arc<str>, Held>,
+    names: Overlay<Option<Held>>,
     sum: u64,
 }
 
@@ -71,7 +72,7 @@ pub(super) struct Tally {
 }
 
 /// The state of one type.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct TypeState {
     /// Whether the proxy asked for this type on this stream.
     pub(super) seen: bool,
@@ -80,7 +81,8 @@ pub(super) struct TypeState {
     /// Whether an empty answer is owed if there is nothing to send (R42).
     pub(super) empty_answer: bool,
     pub(super) wildcard: bool,
-    pub(super) names: BTreeSet<Arc<str>>,
+    /// Names subscribed to.
+    pub(super) names: Overlay<bool>,
     pub(super) held: Holdings,
     pub(super) sent: BTreeMap<u64, Sent>,
     /// The newest un-ACKed sending of a name: nonce and content (`None` = removed).
@@ -98,44 +100,87 @@ pub(super) struct TypeState {
     pub(super) tally: Tally,
 }
 
+// === impl Held ===
+
+impl Said for Option<Held> {
+    fn of(resource: Option<&Arc<EncodedResource>>) -> Self {
+        resource.map(|r| Held { version: r.version(), resource: Some(Arc::clone(r)) })
+    }
+
+    fn is(&self, resource: Option<&Arc<EncodedResource>>) -> bool {
+        self.as_ref().map(|held| held.version) == resource.map(|r| r.version())
+    }
+}
+
 // === impl Holdings ===
 
 impl Holdings {
-    pub(super) fn get(&self, name: &str) -> Option<&Held> {
-        self.map.get(name)
+    fn new(resource_type: ResourceType) -> Self {
+        Self { names: Overlay::new(resource_type), sum: 0 }
+    }
+
+    /// The version that is held under a name.
+    pub(super) fn version(&self, name: &str) -> Option<ContentHash> {
+        match self.names.get(name) {
+            Ok(held) => held.as_ref().map(|held| held.version),
+            Err(offered) => offered.map(|resource| resource.version()),
+        }
+    }
+
+    /// What is held under a name, where it is known.
+    pub(super) fn content(&self, name: &str) -> Option<&Arc<EncodedResource>> {
+        match self.names.get(name) {
+            Ok(held) => held.as_ref().and_then(|held| held.resource.as_ref()),
+            Err(offered) => offered,
+        }
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.map.contains_key(name)
+        self.names.contains(name)
     }
 
-    pub(super) fn insert(&mut self, name: Arc<str>, held: Held) {
-        self.sum = self.sum.wrapping_add(mix(&name, held.version));
-        if let Some(old) = self.map.insert(name.clone(), held) {
-            self.sum = self.sum.wrapping_sub(mix(&name, old.version));
+    /// From now on this is held under a name, or nothing.
+    pub(super) fn set(&mut self, name: &Arc<str>, held: Option<Held>) {
+        if let Some(old) = self.version(name) {
+            self.sum = self.sum.wrapping_sub(mix(name, old));
         }
-    }
-
-    pub(super) fn remove(&mut self, name: &str) {
-        if let Some(old) = self.map.remove(name) {
-            self.sum = self.sum.wrapping_sub(mix(name, old.version));
+        if let Some(new) = &held {
+            self.sum = self.sum.wrapping_add(mix(name, new.version));
         }
+        self.names.set(Arc::clone(name), held);
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Held)> {
-        self.map.iter()
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.names.names()
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut Held)> {
-        self.map.iter_mut()
+    /// Every content that is known.
+    pub(super) fn contents(&self) -> impl Iterator<Item = &Arc<EncodedResource>> {
+        let own = self.names.own().flatten().filter_map(|held| held.resource.as_ref());
+        own.chain(self.names.unsaid().map(|(_, resource)| resource))
+    }
+
+    /// Whether the content of something is not known.
+    pub(super) fn has_unknown(&self) -> bool {
+        self.names.own().flatten().any(|held| held.resource.is_none())
+    }
+
+    /// Fill in contents that are not known, where a view has the version that is held.
+    pub(super) fn recognise(&mut self, resource_type: ResourceType, view: &ScopeView) {
+        for (name, held) in self.names.own_mut() {
+            if let Some(held) = held.as_mut().filter(|held| held.resource.is_none()) {
+                let ours = view.get(resource_type, name);
+                held.resource = ours.filter(|r| r.version() == held.version).cloned();
+            }
+        }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.map.len()
+        self.names.len()
     }
 
     /// Equal content, equal version, in whatever order it arrived.
-    pub(super) fn version(&self) -> u64 {
+    pub(super) fn sum(&self) -> u64 {
         self.sum
     }
 }
@@ -147,6 +192,34 @@ fn mix(name: &str, version: ContentHash) -> u64 {
 // === impl TypeState ===
 
 impl TypeState {
+    pub(super) fn new(resource_type: ResourceType) -> Self {
+        Self {
+            seen: false,
+            answered: false,
+            empty_answer: false,
+            wildcard: false,
+            names: Overlay::new(resource_type),
+            held: Holdings::new(resource_type),
+            sent: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            todo: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            owed: BTreeSet::new(),
+            alone: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Nothing is on its way: share with the view what is as it says.
+    pub(super) fn condense(&mut self, view: &Arc<ScopeView>) {
+        if self.sent.is_empty() {
+            self.held.names.rebase(view);
+            self.names.rebase(view);
+        }
+    }
+
     /// Whether the subscription covers a name, if it exists.
     pub(super) fn wants(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
@@ -156,7 +229,7 @@ impl TypeState {
     pub(super) fn expected(&self, name: &str) -> Option<ContentHash> {
         match self.pending.get(name) {
             Some((_, resource)) => resource.as_ref().map(|r| r.version()),
-            None => self.held.get(name).map(|held| held.version),
+            None => self.held.version(name),
         }
     }
 
@@ -177,23 +250,22 @@ impl TypeState {
 
     /// Names held or in flight.
     pub(super) fn on_stream_names(&self) -> BTreeSet<Arc<str>> {
-        let names = self.held.map.keys().chain(self.pending.keys());
+        let names = self.held.names().chain(self.pending.keys());
         names.filter(|n| self.is_on_stream(n)).cloned().collect()
     }
 
     /// Every content that the proxy may be using: held, or in flight.
     pub(super) fn contents(&self) -> impl Iterator<Item = &Arc<EncodedResource>> {
-        let held = self.held.iter().filter_map(|(_, h)| h.resource.as_ref());
         let sent = self.sent.values().flat_map(|sent| sent.items.values());
-        held.chain(sent.flatten())
+        self.held.contents().chain(sent.flatten())
     }
 
     /// Version of `expected` over all names.
     pub(super) fn expected_version(&self) -> u64 {
-        let mut sum = self.held.version();
+        let mut sum = self.held.sum();
         for (name, (_, resource)) in &self.pending {
-            if let Some(held) = self.held.get(name) {
-                sum = sum.wrapping_sub(mix(name, held.version));
+            if let Some(held) = self.held.version(name) {
+                sum = sum.wrapping_sub(mix(name, held));
             }
             if let Some(resource) = resource {
                 sum = sum.wrapping_add(mix(name, resource.version()));
@@ -203,8 +275,8 @@ impl TypeState {
     }
 
     /// The proxy dropped the name: nothing about it is true any more.
-    pub(super) fn forget(&mut self, name: &str) {
-        self.held.remove(name);
+    pub(super) fn forget(&mut self, name: &Arc<str>) {
+        self.held.set(name, None);
         self.pending.remove(name);
         for sent in self.sent.values_mut() {
             sent.items.remove(name);
@@ -262,7 +334,7 @@ impl TypeState {
         }
         let version = resource.as_ref().map(|r| r.version());
         let stand_in = |parked: &Parked| parked.stand_in.as_ref().map(|r| r.version());
-        let had = self.held.get(&name).map(|held| held.version);
+        let had = self.held.version(&name);
         let parked = self.parked.get(&name);
         if parked.is_some_and(|p| p.version == version || stand_in(p) != version && had != version)
         {
@@ -271,12 +343,7 @@ impl TypeState {
         // A placeholder is not what is wanted in the end, so look once more.
         self.todo.insert(name.clone());
         self.unpark_takers(&name, resource.as_deref());
-        match resource {
-            Some(resource) => self
-                .held
-                .insert(name, Held { version: resource.version(), resource: Some(resource) }),
-            None => self.held.remove(&name),
-        }
+        self.held.set(&name, Said::of(resource.as_ref()));
     }
 
     /// Take back one item of a response that was refused: an older one may still be in flight.
@@ -297,7 +364,7 @@ impl TypeState {
         if self.parked.values().all(|parked| parked.claims.is_empty()) {
             return;
         }
-        let had = self.held.get(giver).and_then(|held| held.resource.clone());
+        let had = self.held.content(giver).cloned();
         let unknown = self.held.contains(giver) && had.is_none();
         let keeps = |domain: &Arc<str>| now.is_some_and(|host| host.claims().contains(domain));
         let gave = |domain: &Arc<str>| {

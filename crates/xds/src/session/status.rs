@@ -81,7 +81,7 @@ impl Session {
             names: state.names.len(),
             held: state.held.len(),
             sent_version: format!("{:016x}", state.expected_version()),
-            acked_version: format!("{:016x}", state.held.version()),
+            acked_version: format!("{:016x}", state.held.sum()),
             sent_nonce: nonce(tally.sent_nonce),
             acked_nonce: nonce(tally.acked_nonce),
             rejected_nonce: nonce(tally.rejected_nonce),

@@ -1,6 +1,5 @@
 //! A proxy that a script plays, against a session without a wire and without a clock.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +56,7 @@ pub(crate) fn publication(revision: u64, view: Arc<ScopeView>) -> Publication {
 }
 
 /// The version text of a resource, as a reconnecting proxy reports it.
-pub(crate) fn held(resources: &[EncodedResource]) -> BTreeMap<String, String> {
+pub(crate) fn held(resources: &[EncodedResource]) -> Vec<(String, String)> {
     let held = resources.iter();
     held.map(|r| (r.name().to_string(), r.version().to_string())).collect()
 }
