@@ -6,7 +6,7 @@ CACHE := $(or $(HEDDLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heddle)
 DENY_VERSION := 0.20.2
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build test lint demo bench bench-cluster mutants envoy e2e cluster-up cluster-down
+.PHONY: help build test lint demo bench bench-cluster bench-scale mutants envoy e2e cluster-up cluster-down
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -43,6 +43,10 @@ bench: ## Measure the engine, injection, the certificate service and agents, and
 bench-cluster: ## Measure reading a large cluster, memory, and a write's way to a proxy, as root
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_cluster --bin leash && \
 	exec "$(TARGET)/release/bench_cluster"
+
+bench-scale: ## Measure how thousands of proxies are served, beside a floor and go-control-plane (SCENARIOS="s1 s2 …"; 20 minutes)
+	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_scale --bin leash && \
+	exec "$(TARGET)/release/bench_scale" $(SCENARIOS)
 
 mutants: ## Break the code in one place at a time and see that a test notices (minutes)
 	tests/scripts/mutants

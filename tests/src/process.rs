@@ -80,9 +80,18 @@ impl Leashed {
 
     /// Resident memory of the child. Unit: bytes.
     pub fn resident(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that its resident memory ever was. Unit: bytes.
+    pub fn peak(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, which: &'static str) -> Result<u64> {
         let child = self.child()?;
         let status = std::fs::read_to_string(format!("/proc/{child}/status"))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let line = status.lines().find_map(|l| l.strip_prefix(which)).context(which)?;
         let kibibytes: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kibibytes * 1024)
     }
@@ -107,6 +116,32 @@ impl Drop for Leashed {
     fn drop(&mut self) {
         // Nothing is left to do about an error here.
         let _ = self.end();
+    }
+}
+
+/// The processor time of a process, as the system accounts it.
+#[derive(Debug)]
+pub struct Processor(PathBuf);
+
+// === impl Processor ===
+
+impl Processor {
+    /// Ticks of the system per second: the same on every Linux that people run.
+    const TICKS: f64 = 100.0;
+
+    /// That of the process with this id.
+    pub fn of(process: u32) -> Self {
+        Self(format!("/proc/{process}/stat").into())
+    }
+
+    /// Seconds since the process started.
+    pub fn seconds(&self) -> Result<f64> {
+        let text = std::fs::read_to_string(&self.0)?;
+        // The name stands in parentheses; user and system time are the 12th and 13th after it.
+        let after = text.rsplit_once(") ").context("no name")?.1;
+        let field = |n: usize| after.split(' ').nth(n).and_then(|f| f.parse::<f64>().ok());
+        let (user, system) = field(11).zip(field(12)).context("no times")?;
+        Ok((user + system) / Self::TICKS)
     }
 }
 

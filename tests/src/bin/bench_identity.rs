@@ -20,7 +20,7 @@ use envoy_api::envoy::config::core::v3::Node;
 use envoy_api::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use envoy_api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use house::mesh::{Controller, GATEWAY_LABELS, GATEWAY_NODE, free_address, replace};
-use house::process::sibling;
+use house::process::{Processor, sibling};
 use house::statistics::percentile;
 use identity::folder::read_ca;
 use identity::{Authority, CertifiedRequest, PrivateKey, SpiffeId, client, tls};
@@ -86,12 +86,12 @@ async fn run() -> Result<()> {
     let workloads: Vec<_> = workloads.into_iter().map(Arc::new).collect();
     let own = Processor::of(std::process::id());
     let (bare, bare_cost) = target.bare(&workloads, &own)?;
-    let server = Processor::below(controller.process().id())?;
+    let server = Processor::of(controller.process().child()?);
     let quiet = staleness(controller.xds, &directory, gateway, 0).await?;
     let channels = target.connect_all(&workloads).await?;
-    let (kept, kept_cost) = server.cost(storm(&channels, &workloads, SPAN)).await?;
+    let (kept, kept_cost) = cost(&server, storm(&channels, &workloads, SPAN)).await?;
     let (p50, p99) = paced(&channels, &workloads).await?;
-    let (fresh, fresh_cost) = server.cost(target.new_connections(&workloads)).await?;
+    let (fresh, fresh_cost) = cost(&server, target.new_connections(&workloads)).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let load = load(&channels, &workloads, &stop);
     let busy = staleness(controller.xds, &directory, gateway, 1).await?;
@@ -136,41 +136,14 @@ async fn run() -> Result<()> {
     Ok(())
 }
 
-/// The processor time of a process, as the system accounts it.
-struct Processor(std::path::PathBuf);
-
-// === impl Processor ===
-
-impl Processor {
-    /// Ticks of the system per second: the same on every Linux that people run.
-    const TICKS: f64 = 100.0;
-
-    fn of(process: u32) -> Self {
-        Self(format!("/proc/{process}/stat").into())
-    }
-
-    /// That of the only child of a process.
-    fn below(parent: u32) -> Result<Self> {
-        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
-        let child = children.trim().parse().context("the leash has one child")?;
-        Ok(Self::of(child))
-    }
-
-    fn seconds(&self) -> Result<f64> {
-        let text = std::fs::read_to_string(&self.0)?;
-        // The name stands in parentheses; user and system time are the 12th and 13th after it.
-        let after = text.rsplit_once(") ").context("no name")?.1;
-        let field = |n: usize| after.split(' ').nth(n).and_then(|f| f.parse::<f64>().ok());
-        let (user, system) = field(11).zip(field(12)).context("no times")?;
-        Ok((user + system) / Self::TICKS)
-    }
-
-    /// The rate that a load comes to, and what one of its requests cost this process.
-    async fn cost(&self, load: impl Future<Output = Result<(f64, f64)>>) -> Result<(f64, f64)> {
-        let before = self.seconds()?;
-        let (rate, count) = load.await?;
-        Ok((rate, (self.seconds()? - before) / count))
-    }
+/// The rate that a load comes to, and what one of its requests cost this process.
+async fn cost(
+    server: &Processor,
+    load: impl Future<Output = Result<(f64, f64)>>,
+) -> Result<(f64, f64)> {
+    let before = server.seconds()?;
+    let (rate, count) = load.await?;
+    Ok((rate, (server.seconds()? - before) / count))
 }
 
 // === impl Target ===
