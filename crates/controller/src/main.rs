@@ -38,7 +38,7 @@ use crate::identity::Identity;
 use crate::injection::Injection;
 use crate::metrics::InjectionMetrics;
 use crate::pipeline::Pipeline;
-use crate::serve::{Listeners, identifier};
+use crate::serve::{Leaving, Listeners, identifier};
 use crate::settings::{Args, Settings, Source};
 use crate::sources::directory::Directory;
 use crate::sources::kubernetes::{self, Kubernetes};
@@ -74,6 +74,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 async fn run(settings: Settings) -> Result<()> {
     let level = logging::start(&settings.log_level, settings.log_format)?;
     let listeners = Listeners::bind(&settings).await?;
+    let leaving = Leaving { max_age: settings.max_connection_age, drain: settings.drain_duration };
     tracing::info!(
         xds = %listeners.xds_address,
         secure = listeners.secure_address.map(tracing::field::display),
@@ -120,7 +121,7 @@ async fn run(settings: Settings) -> Result<()> {
     };
     let identity = settings.identity.map(|identity| Identity::new(identity, client));
     let identity = identity.transpose()?;
-    listeners.spawn(&mut tasks, inbox, &shared, identity, injection, level, &stopped)?;
+    listeners.spawn(&mut tasks, inbox, &shared, identity, injection, level, leaving, &stopped)?;
 
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let ended_early = tokio::select! {

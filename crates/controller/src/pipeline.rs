@@ -23,7 +23,7 @@ use crate::event::{Event, FileProblem, SourceUpdate};
 use crate::metrics;
 use crate::problems::Rejections;
 use crate::publish::Offer;
-use crate::pushes::{Push, Pushes};
+use crate::pushes::{Push, Pushes, StreamIds};
 use crate::world::{Objects, Rows, Scopes, Shared, World};
 
 /// Events taken into one batch at most, so that a storm is published now and then.
@@ -39,6 +39,7 @@ pub(crate) struct Pipeline {
     scopes: Arc<Scopes>,
     files: Arc<Vec<FileProblem>>,
     streams: BTreeMap<ProxyKey, Stream>,
+    by_scope: BTreeMap<ScopeId, StreamIds>,
     rejections: Rejections,
     pushes: Pushes,
     verify: bool,
@@ -84,6 +85,7 @@ impl Pipeline {
             scopes: Arc::default(),
             files: Arc::default(),
             streams: BTreeMap::new(),
+            by_scope: BTreeMap::new(),
             rejections: Rejections::default(),
             pushes: Pushes::default(),
             verify,
@@ -121,7 +123,8 @@ impl Pipeline {
         batch.disconnected.extend(closed.collect::<Vec<_>>());
         let mut rejections = false;
         for key in &batch.disconnected {
-            self.streams.remove(key);
+            let scope = self.streams.remove(key).and_then(|stream| stream.scope);
+            self.leave(*key, scope);
             rejections |= self.rejections.forget_stream(*key);
         }
         let update = self.engine.apply(batch);
@@ -148,7 +151,8 @@ impl Pipeline {
         }
         self.assign(&update);
         let took = started.elapsed();
-        let woken = scopes.iter().map(|scope| (*scope, self.streams_of(*scope))).collect();
+        let of = |scope: &ScopeId| self.by_scope.get(scope).cloned().unwrap_or_default();
+        let woken = scopes.iter().map(|scope| (*scope, of(scope))).collect();
         self.pushes.add(Push {
             revision: self.offer.revision(),
             at,
@@ -237,22 +241,24 @@ impl Pipeline {
     /// Tell streams their scope; after publication, so that the scope is there when they look.
     fn assign(&mut self, update: &Update) {
         for (key, scope) in &update.assigned {
-            if let Some(stream) = self.streams.get_mut(key) {
-                stream.scope = Some(ScopeId(scope.0));
-            }
-        }
-        for stream in self.streams.values() {
-            stream.tell.send_if_modified(|told| {
-                let differs = *told != stream.scope;
-                *told = stream.scope;
-                differs
-            });
+            let Some(stream) = self.streams.get_mut(key) else { continue };
+            let now = ScopeId(scope.0);
+            let before = stream.scope.replace(now);
+            stream.tell.send_replace(Some(now));
+            self.leave(*key, before);
+            self.by_scope.entry(now).or_default().insert_mut(StreamId(key.0));
         }
     }
 
-    fn streams_of(&self, scope: ScopeId) -> Vec<StreamId> {
-        let streams = self.streams.iter().filter(|(_, stream)| stream.scope == Some(scope));
-        streams.map(|(key, _)| StreamId(key.0)).collect()
+    /// A stream is not of this scope any more.
+    fn leave(&mut self, key: ProxyKey, scope: Option<ScopeId>) {
+        let Some(scope) = scope else { return };
+        if let Some(streams) = self.by_scope.get_mut(&scope) {
+            streams.remove_mut(&StreamId(key.0));
+            if streams.is_empty() {
+                self.by_scope.remove(&scope);
+            }
+        }
     }
 
     fn note(&mut self, event: &xds::Event) -> bool {

@@ -9,7 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use model::Ran;
+use rpds::RedBlackTreeSetSync;
 use xds::{ResourceType, ScopeId, StreamId};
+
+/// Streams, shared with the loop: a batch may wake thousands.
+pub(crate) type StreamIds = RedBlackTreeSetSync<StreamId>;
 
 /// Batches that are kept.
 const KEPT: usize = 64;
@@ -35,7 +39,7 @@ pub(crate) struct Push {
     /// How many.
     pub(crate) resource_count: usize,
     /// Scopes that differ, and the streams that were woken for them.
-    pub(crate) woken: Vec<(ScopeId, Vec<StreamId>)>,
+    pub(crate) woken: Vec<(ScopeId, StreamIds)>,
 }
 
 /// The last batches, oldest first.

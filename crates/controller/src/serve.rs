@@ -38,7 +38,7 @@ const BACKLOG: u32 = 4096;
 /// Stream events that may wait for the loop. When full they are counted as dropped; the status of
 /// the stream still shows them.
 const STREAM_EVENTS: usize = 1024;
-/// How long open streams may take to end once the controller stops.
+/// How long streams may take to end once they were told to.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Bound ports.
@@ -53,6 +53,29 @@ pub(crate) struct Listeners {
     pub(crate) secure_address: Option<SocketAddr>,
     pub(crate) http_address: SocketAddr,
     pub(crate) admin_address: SocketAddr,
+}
+
+/// When proxies are asked to come again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leaving {
+    /// Age of a stream; none = never.
+    pub(crate) max_age: Option<Duration>,
+    /// Time over which streams end once the controller stops.
+    pub(crate) drain: Duration,
+}
+
+// === impl Leaving ===
+
+impl Leaving {
+    /// Age at which a connection takes no new streams: before its stream ends, so that the next one
+    /// goes over a new connection.
+    fn connection_age(&self) -> Option<Duration> {
+        self.max_age.map(|age| age * 4 / 5)
+    }
+
+    fn grace(&self) -> Duration {
+        self.drain + GRACE
+    }
 }
 
 // === impl Listeners ===
@@ -93,16 +116,21 @@ impl Listeners {
         identity: Option<Identity>,
         injection: Option<Injection>,
         level: Level,
+        leaving: Leaving,
         stopped: &watch::Receiver<bool>,
     ) -> Result<()> {
         let (events, stream_events) = mpsc::channel(STREAM_EVENTS);
-        let options = Options::new(identifier(), events, stopped.clone());
+        let options = Options {
+            max_age: leaving.max_age,
+            drain: leaving.drain,
+            ..Options::new(identifier(), events, stopped.clone())
+        };
         let stats = Arc::clone(&options.stats);
         let streams = Arc::clone(&options.streams);
         let connector =
             |policy| Arc::new(StreamConnector::new(inbox.clone(), Arc::clone(shared), policy));
         let server = XdsServer::new(connector(Policy::Open), options.clone());
-        tasks.spawn(serve_xds(self.xds, server, stopped.clone()));
+        tasks.spawn(serve_xds(self.xds, server, leaving, stopped.clone()));
         let counted = injection.as_ref().map(Injection::metrics);
         let admin = Admin { shared: Arc::clone(shared), streams: Arc::clone(&streams), level };
         if let Some((listener, identity)) = self.secure.zip(identity) {
@@ -111,7 +139,7 @@ impl Listeners {
             let gate = identity.gate().map(|gate| admin::remote(admin.clone(), gate));
             let remote = self.remote.zip(gate);
             let webhook = self.webhook.zip(injection);
-            let secure = Secure { listener, server, identity, remote, webhook };
+            let secure = Secure { listener, server, identity, remote, webhook, leaving };
             tasks.spawn(secure.serve(Arc::clone(shared), stopped.clone()));
         }
         tasks.spawn(forward(stream_events, inbox, stopped.clone()));
@@ -134,12 +162,13 @@ struct Secure {
     remote: Option<(TcpListener, axum::Router)>,
     /// Injection of pods.
     webhook: Option<(TcpListener, Injection)>,
+    leaving: Leaving,
 }
 
 impl Secure {
     /// Serve them once there is an authority.
     async fn serve(self, shared: Arc<Shared>, stopped: watch::Receiver<bool>) -> Result<()> {
-        let Self { listener, server, identity, remote, webhook } = self;
+        let Self { listener, server, identity, remote, webhook, leaving } = self;
         let mut tasks = JoinSet::new();
         let for_streams = Arc::clone(&identity.for_streams);
         let for_certificates = Arc::clone(&identity.for_certificates);
@@ -157,6 +186,8 @@ impl Secure {
             trust_domain: ca.trust_domain().clone(),
             stats: Arc::clone(ca.stats()),
             stopped,
+            grace: leaving.grace(),
+            max_age: leaving.connection_age(),
         };
         let serve_pages = |listener, pages: axum::Router| {
             let whole = |response: Response| response.map(Body::new);
@@ -198,11 +229,17 @@ pub(crate) fn identifier() -> String {
 async fn serve_xds(
     listener: TcpListener,
     server: XdsServer<StreamConnector>,
+    leaving: Leaving,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<()> {
     let mut stopping = stopped.clone();
     let incoming = TcpListenerStream::new(listener);
-    let serving = Server::builder()
+    let grace = leaving.grace();
+    let mut builder = Server::builder();
+    if let Some(age) = leaving.connection_age() {
+        builder = builder.max_connection_age(age);
+    }
+    let serving = builder
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
@@ -215,9 +252,9 @@ async fn serve_xds(
         served = serving => served.context("serving xDS"),
         () = async {
             let _ = stopped.wait_for(|stopped| *stopped).await;
-            tokio::time::sleep(GRACE).await;
+            tokio::time::sleep(grace).await;
         } => {
-            tracing::warn!("xDS connections did not end within {GRACE:?}; they are cut");
+            tracing::warn!("xDS connections did not end within {grace:?}; they are cut");
             Ok(())
         }
     }

@@ -7,6 +7,7 @@ mod identity;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Parser;
@@ -58,6 +59,26 @@ pub(crate) struct Args {
     /// After each batch, compute everything anew and log what differs: slow, to find faults
     #[arg(long, env = "HEDDLE_VERIFY_ENGINE")]
     verify_engine: bool,
+    /// Age at which a connection for xDS and its stream end, within a tenth, so that proxies spread
+    /// over replicas anew; 0s = never
+    #[arg(
+        long,
+        env = "HEDDLE_MAX_CONNECTION_AGE",
+        default_value = "30m",
+        value_parser = duration,
+        value_name = "TIME"
+    )]
+    max_connection_age: Duration,
+    /// Time over which streams end once the controller is told to stop, so that proxies do not all
+    /// come to another replica at once
+    #[arg(
+        long,
+        env = "HEDDLE_DRAIN_DURATION",
+        default_value = "0s",
+        value_parser = duration,
+        value_name = "TIME"
+    )]
+    drain_duration: Duration,
     /// Log level, or levels per module: info, debug, xds=debug,info; changeable while running
     #[arg(long, env = "HEDDLE_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
     log_level: String,
@@ -76,6 +97,9 @@ pub(crate) struct Settings {
     pub(crate) http_address: SocketAddr,
     pub(crate) admin_address: SocketAddr,
     pub(crate) verify_engine: bool,
+    /// None: connections do not age.
+    pub(crate) max_connection_age: Option<Duration>,
+    pub(crate) drain_duration: Duration,
     pub(crate) log_level: String,
     pub(crate) log_format: Format,
     /// None: no authority and no secure port.
@@ -106,6 +130,8 @@ impl Settings {
             http_address,
             admin_address,
             verify_engine,
+            max_connection_age,
+            drain_duration,
             log_level,
             log_format,
             identity,
@@ -148,6 +174,8 @@ impl Settings {
             http_address,
             admin_address,
             verify_engine,
+            max_connection_age: Some(max_connection_age).filter(|age| !age.is_zero()),
+            drain_duration,
             log_level,
             log_format,
             identity,
@@ -165,4 +193,21 @@ impl fmt::Display for Source {
             Self::Kubernetes { .. } => f.write_str("kubernetes"),
         }
     }
+}
+
+/// A time such as 90s, 45m, 24h or 7d.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is no time; use a number and s, m, h or d, such as 24h");
+    let unit = text.chars().last().ok_or_else(bad)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 24 * 3600,
+        _ => return Err(bad()),
+    };
+    let number = text.strip_suffix(unit).and_then(|number| number.parse::<u64>().ok());
+    let time = number.ok_or_else(bad)?.checked_mul(seconds).map(Duration::from_secs);
+    let longest = Duration::from_secs(10 * 365 * 24 * 3600);
+    time.filter(|time| *time <= longest).ok_or_else(|| format!("{text:?} is over 10 years"))
 }

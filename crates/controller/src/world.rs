@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use identity::CertificateAuthority;
@@ -16,6 +17,10 @@ use crate::event::{FileProblem, SourceObject};
 use crate::publish::{Encoded, Resources, Views};
 use crate::pushes::Pushes;
 use crate::sources::SourceStates;
+
+/// How long every source may be silent before new proxies are better off elsewhere. When the API
+/// server is away for all, nobody is there to hear that we are not ready, and we go on serving.
+const LAG: Duration = Duration::from_secs(60);
 
 /// The published values.
 pub(crate) struct Shared {
@@ -92,6 +97,9 @@ impl Shared {
     pub(crate) fn missing(&self) -> Option<&'static str> {
         if !*self.ready.borrow() {
             return Some("sources are not synced yet");
+        }
+        if self.sources.stale_for(SystemTime::now()).is_some_and(|time| time > LAG) {
+            return Some("no source has answered for a minute; /debug/sourcez says why");
         }
         let waiting = self.secured && self.ca.get().is_none();
         waiting.then_some("there is no certificate authority yet; the log says why")

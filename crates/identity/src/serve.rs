@@ -42,8 +42,6 @@ const HANDSHAKES: usize = 1024;
 const FIRST_CALL: Duration = Duration::from_secs(20);
 /// Time for the next request of an HTTP/1.1 connection, head and all.
 const NEXT_REQUEST: Duration = Duration::from_secs(120);
-/// Time that open streams have to end after GOAWAY.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// The gRPC status of callers who are not believed.
 const UNAUTHENTICATED: &[u8] = b"16";
@@ -59,6 +57,10 @@ pub struct Connections {
     pub stats: Arc<Stats>,
     /// True = no new connections; open ones end.
     pub stopped: watch::Receiver<bool>,
+    /// Time that open streams have to end after GOAWAY; what is left is cut.
+    pub grace: Duration,
+    /// Age at which a connection takes no new streams; none = never. Those that are open go on.
+    pub max_age: Option<Duration>,
 }
 
 /// Serve a port until told to stop, and until its connections have ended.
@@ -104,9 +106,10 @@ where
         }
     }
     drop(listener);
-    let ended = timeout(GRACE, async { while tasks.join_next().await.is_some() {} });
+    let grace = connections.grace;
+    let ended = timeout(grace, async { while tasks.join_next().await.is_some() {} });
     if ended.await.is_err() {
-        tracing::warn!("connections did not end within {GRACE:?}; they are cut");
+        tracing::warn!("connections did not end within {grace:?}; they are cut");
     }
 }
 
@@ -175,6 +178,7 @@ where
     let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut serving = pin!(serving);
     let mut patience = Some(Instant::now() + FIRST_CALL);
+    let mut age = connections.max_age.map(|age| Instant::now() + age);
     loop {
         tokio::select! {
             _ = &mut serving => return,
@@ -185,12 +189,16 @@ where
                 }
                 patience = None;
             }
+            () = until(age) => {
+                serving.as_mut().graceful_shutdown();
+                age = None;
+            }
             _ = connections.stopped.wait_for(|stopped| *stopped) => break,
         }
     }
     serving.as_mut().graceful_shutdown();
     // Streams end with the credential too; what does not is cut.
-    let _ = timeout(GRACE, serving).await;
+    let _ = timeout(connections.grace, serving).await;
 }
 
 async fn until(at: Option<Instant>) {

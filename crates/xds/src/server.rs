@@ -44,6 +44,12 @@ pub struct Options {
     pub identifier: Arc<str>,
     /// Largest request, in bytes: a proxy that holds 100,000 resources lists them all.
     pub request_bytes: usize,
+    /// Names that a stream may subscribe to, in bytes of all of them together: each costs memory
+    /// whether or not it exists.
+    pub name_bytes: usize,
+    /// Age at which a stream ends, within a tenth, so that proxies spread over replicas anew; none
+    /// = never.
+    pub max_age: Option<Duration>,
     /// How long a proxy may leave a response unread before its stream is ended.
     pub write_limit: Duration,
     /// Time over which streams are closed once `shutdown` turns true.
@@ -100,6 +106,8 @@ impl Options {
             settings: Settings::default(),
             identifier: identifier.into(),
             request_bytes: 64 << 20,
+            name_bytes: 32 << 20,
+            max_age: None,
             write_limit: Duration::from_secs(60),
             drain: Duration::ZERO,
             events,
@@ -220,7 +228,11 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         let mut shutdown = self.options.shutdown.clone();
         let messages = self.messages.clone();
         let mut blocked_since = None;
-        let mut end = admitted.connection.until;
+        let id = admitted.registered.stream.id.0;
+        // From 90 % to 110 % of the age.
+        let ages = |age: Duration| Instant::now() + age * 9 / 10 + share(age / 5, id);
+        let aged = self.options.max_age.map(ages);
+        let mut end = admitted.connection.until.into_iter().chain(aged).min();
         let mut draining = false;
         loop {
             let (wants_output, deadline) = {
@@ -235,9 +247,8 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                 () = until(end) => return Ok(()),
                 () = closing(&mut shutdown), if !draining => {
                     draining = true;
-                    let id = admitted.registered.stream.id.0;
                     let drained = Instant::now() + share(self.options.drain, id);
-                    end = Some(end.map_or(drained, |end| end.min(drained)));
+                    end = end.into_iter().chain([drained]).min();
                 }
                 request = self.requests.message() => match request? {
                     Some(request) => self.on_request(&mut admitted, request).await?,
@@ -311,7 +322,15 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         }
         if let Some(resource_type) = ResourceType::from_type_url(request.type_url()) {
             let now = stream.now();
-            request.apply(now, resource_type, &mut stream.state().machine);
+            let mut state = stream.state();
+            request.apply(now, resource_type, &mut state.machine);
+            let (bytes, limit) = (state.machine.name_bytes(), self.options.name_bytes);
+            if bytes > limit {
+                let node = &stream.node_id;
+                tracing::warn!(%node, bytes, limit, "the proxy asks for too many names");
+                let text = format!("subscribed to {bytes} bytes of names; at most {limit}");
+                return Err(Status::resource_exhausted(text));
+            }
             return Ok(());
         }
         if !request.asked().is_empty() {

@@ -223,6 +223,13 @@ impl Machine {
         }
     }
 
+    pub(crate) fn name_bytes(&self) -> usize {
+        match self {
+            Self::Delta(session) => session.name_bytes(),
+            Self::Sotw(session) => session.name_bytes(),
+        }
+    }
+
     fn held(&self, resource_type: ResourceType) -> BTreeMap<Arc<str>, ContentHash> {
         match self {
             Self::Delta(session) => session.held(resource_type),

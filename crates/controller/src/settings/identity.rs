@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use identity::{SpiffeId, TrustDomain};
 
+use super::duration;
+
 /// Namespace and service account of the controller in its own certificate.
 const OWN: (&str, &str) = ("heddle-system", "heddle");
 /// File in which a pod reads its own namespace.
@@ -63,7 +65,7 @@ pub(crate) struct IdentityArgs {
         long,
         env = "HEDDLE_CERTIFICATE_LIFETIME",
         default_value = "24h",
-        value_parser = duration,
+        value_parser = lifetime,
         value_name = "TIME"
     )]
     certificate_lifetime: Duration,
@@ -72,7 +74,7 @@ pub(crate) struct IdentityArgs {
         long,
         env = "HEDDLE_LONGEST_CERTIFICATE_LIFETIME",
         default_value = "90d",
-        value_parser = duration,
+        value_parser = lifetime,
         value_name = "TIME"
     )]
     longest_certificate_lifetime: Duration,
@@ -266,23 +268,12 @@ fn host_name() -> Option<String> {
     (!name.is_empty() && name.bytes().all(allowed)).then_some(name)
 }
 
-/// A time such as 90s, 45m, 24h or 7d.
-fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is no time; use a number and s, m, h or d, such as 24h");
-    let unit = text.chars().last().ok_or_else(bad)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 24 * 3600,
-        _ => return Err(bad()),
-    };
-    let number: u64 = text[..text.len() - 1].parse().map_err(|_| bad())?;
-    let longest = 10 * 365 * 24 * 3600;
-    match number.checked_mul(seconds) {
-        Some(60..) if number * seconds <= longest => Ok(Duration::from_secs(number * seconds)),
-        _ => Err(format!("{text:?} is not between 60s and 10 years")),
-    }
+/// As [`duration`], of a certificate.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    let shortest = Duration::from_secs(60);
+    let short = || format!("{text:?} is not between 60s and 10 years");
+    Some(time).filter(|time| *time >= shortest).ok_or_else(short)
 }
 
 #[cfg(test)]
@@ -292,7 +283,7 @@ mod tests {
     #[test]
     fn a_time_is_a_number_and_a_unit() {
         for (text, seconds) in [("60s", 60), ("45m", 2700), ("24h", 86_400), ("7d", 604_800)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
+            assert_eq!(lifetime(text), Ok(Duration::from_secs(seconds)));
         }
         for bad in [
             "",
@@ -307,7 +298,7 @@ mod tests {
             "99999999999999999999d",
             "1ä",
         ] {
-            assert!(duration(bad).is_err(), "{bad}");
+            assert!(lifetime(bad).is_err(), "{bad}");
         }
     }
 }

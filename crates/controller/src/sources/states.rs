@@ -2,11 +2,11 @@
 //!
 //! In: what the watches say. Out: what admin and metrics show.
 //!
-//! **Invariant:** written by the watches, read by everybody; nothing depends on it.
+//! **Invariant:** written by the watches, read by everybody; nothing but readiness depends on it.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The states, by kind.
 #[derive(Default)]
@@ -62,6 +62,15 @@ impl SourceStates {
         self.put(kind, SourceState::Stale, objects, Some(error.to_owned()));
     }
 
+    /// For how long all watches, those of absent kinds aside, have been stale; none = not all are.
+    pub(crate) fn stale_for(&self, now: SystemTime) -> Option<Duration> {
+        let all = self.all();
+        let present = all.values().filter(|watched| watched.state != SourceState::Absent);
+        let since = |w: &Watched| (w.state == SourceState::Stale).then_some(w.since);
+        let newest = present.map(since).collect::<Option<Vec<_>>>()?.into_iter().max()?;
+        Some(now.duration_since(newest).unwrap_or_default())
+    }
+
     /// Every watch now.
     pub(crate) fn list(&self) -> BTreeMap<&'static str, Watched> {
         self.all().clone()
@@ -79,5 +88,27 @@ impl SourceState {
             Self::Absent => "ABSENT",
             Self::Stale => "STALE",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r109_a_replica_lags_when_no_watch_gets_an_answer_not_when_one_does_not() {
+        let states = SourceStates::default();
+        let later = SystemTime::now() + Duration::from_secs(90);
+        assert_eq!(states.stale_for(later), None);
+        states.set("Gateway", SourceState::Absent, 0);
+        assert_eq!(states.stale_for(later), None);
+        states.set("Service", SourceState::Watching, 1);
+        states.fail("Pod", "gone", 1);
+        assert_eq!(states.stale_for(later), None);
+        states.fail("Service", "gone", 1);
+        let lag = states.stale_for(later).expect("all are stale");
+        assert!(lag > Duration::from_secs(80), "{lag:?}");
+        states.set("Pod", SourceState::Watching, 1);
+        assert_eq!(states.stale_for(later), None);
     }
 }

@@ -84,8 +84,14 @@ impl Service {
             authenticator.into(),
             delegation,
         ));
-        let connections =
-            Connections { tls: ca.tls(), trust_domain: domain(), stats, stopped: stopped.clone() };
+        let connections = Connections {
+            tls: ca.tls(),
+            trust_domain: domain(),
+            stats,
+            stopped: stopped.clone(),
+            grace: Duration::from_secs(5),
+            max_age: None,
+        };
         let tasks = vec![
             tokio::spawn(serve(listener, routes, connections)),
             tokio::spawn(source.run(Arc::clone(&ca), found, stopped.clone())),

@@ -356,6 +356,11 @@ impl Session {
         }
     }
 
+    /// Length of the names that the proxy subscribed to, of all types, in bytes.
+    pub fn name_bytes(&self) -> usize {
+        self.types.iter().map(|state| state.names.bytes()).sum()
+    }
+
     /// The versions that the proxy holds of a type.
     pub fn held(&self, resource_type: ResourceType) -> BTreeMap<Arc<str>, ContentHash> {
         let held = &self.state(resource_type).held;

@@ -34,6 +34,8 @@ pub(super) struct Overlay<V> {
     own: BTreeMap<Arc<str>, V>,
     /// Number of names of which something is said.
     count: usize,
+    /// Their length, in bytes.
+    bytes: usize,
     /// How many stood here when a comparison was not worth it.
     tried: usize,
 }
@@ -42,7 +44,7 @@ pub(super) struct Overlay<V> {
 
 impl<V: Said> Overlay<V> {
     pub(super) fn new(resource_type: ResourceType) -> Self {
-        Self { resource_type, base: None, own: BTreeMap::new(), count: 0, tried: 0 }
+        Self { resource_type, base: None, own: BTreeMap::new(), count: 0, bytes: 0, tried: 0 }
     }
 
     /// What is said of a name, by this stream or else by the view.
@@ -56,8 +58,14 @@ impl<V: Said> Overlay<V> {
     }
 
     pub(super) fn set(&mut self, name: Arc<str>, value: V) {
-        self.count -= usize::from(self.contains(&name));
-        self.count += usize::from(!value.is(None));
+        if self.contains(&name) {
+            self.count -= 1;
+            self.bytes -= name.len();
+        }
+        if !value.is(None) {
+            self.count += 1;
+            self.bytes += name.len();
+        }
         match value.is(self.offered(&name)) {
             true => drop(self.own.remove(&name)),
             false => drop(self.own.insert(name, value)),
@@ -67,6 +75,11 @@ impl<V: Said> Overlay<V> {
     /// Number of names of which something is said.
     pub(super) fn len(&self) -> usize {
         self.count
+    }
+
+    /// Their length, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// All names of which something is said, in no order.
@@ -198,6 +211,7 @@ mod tests {
                 names.sort();
                 prop_assert_eq!(&names, &plain.keys().cloned().collect::<Vec<_>>());
                 prop_assert_eq!(overlay.len(), plain.len());
+                prop_assert_eq!(overlay.bytes(), names.iter().map(|name| name.len()).sum::<usize>());
                 for n in 0..80 {
                     prop_assert_eq!(overlay.contains(&name(n)), plain.contains_key(&name(n)));
                 }

@@ -107,6 +107,11 @@ impl SotwSession {
         self.core.status(now)
     }
 
+    /// As [`Session::name_bytes`].
+    pub fn name_bytes(&self) -> usize {
+        self.core.name_bytes()
+    }
+
     /// As [`Session::held`].
     pub fn held(&self, resource_type: ResourceType) -> BTreeMap<Arc<str>, ContentHash> {
         self.core.held(resource_type)

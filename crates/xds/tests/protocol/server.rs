@@ -412,6 +412,90 @@ async fn r96_on_shutdown_open_streams_end_and_new_ones_are_unavailable() {
 }
 
 #[tokio::test]
+async fn r96_streams_end_over_the_drain_and_hear_of_changes_until_then() {
+    const DRAIN: Duration = Duration::from_secs(2);
+    let drain = |options| Options { drain: DRAIN, ..options };
+    let server = serve_with(true, [resource(Cds, "c", 1)], drain).await;
+    let mut clients = Vec::new();
+    for n in 0..16 {
+        let mut client = server.connected(&format!("n{n}")).await;
+        let response = client.response().await;
+        client.ack(&response, None).await;
+        clients.push(client);
+    }
+    server.shutdown.send_replace(true);
+    let began = Instant::now();
+    server.gate.publisher.publish(publication(2, view([resource(Cds, "c", 2)])));
+    let (mut ends, mut heard) = (Vec::new(), 0);
+    for mut client in clients {
+        let mut end = client.next().await;
+        if let Ok(Some(_)) = &end {
+            heard += 1;
+            end = client.next().await;
+        }
+        assert!(matches!(end, Ok(None)), "{end:?}");
+        ends.push(began.elapsed());
+    }
+    // Streams are numbered from one, so their shares are the same in every run.
+    let last = ends.iter().max().expect("sixteen");
+    assert!((DRAIN / 2..DRAIN * 2).contains(last), "{last:?}");
+    assert!(heard >= 8, "{heard} heard of the change");
+    server.streams(0).await;
+}
+
+#[tokio::test]
+async fn r95_an_old_stream_ends_ok_within_a_tenth_of_its_age_and_the_next_is_sent_nothing() {
+    const AGE: Duration = Duration::from_secs(1);
+    let age = |options| Options { max_age: Some(AGE), ..options };
+    let server = serve_with(true, [resource(Cds, "c", 1)], age).await;
+    let began = Instant::now();
+    let mut client = server.connected("n").await;
+    let response = client.response().await;
+    let version = response.resources[0].version.clone();
+    assert_eq!(client.code().await, Code::Ok);
+    assert!(began.elapsed() >= AGE * 9 / 10, "{:?}", began.elapsed());
+    let mut back = server.delta().await;
+    let mut first = request(Some("n"), Cds);
+    first.initial_resource_versions.insert("c".to_owned(), version);
+    back.send(first).await;
+    // Nothing is left to send, so its end is all that comes.
+    assert_eq!(back.code().await, Code::Ok);
+}
+
+#[tokio::test]
+async fn more_names_than_a_stream_may_ask_for_end_it_and_hurt_nobody() {
+    let limit = |options| Options { name_bytes: 1 << 20, ..options };
+    let server = serve_with(true, [resource(Cds, "c", 1)], limit).await;
+    let mut other = server.connected("other").await;
+    other.response().await;
+    let mut greedy = server.delta().await;
+    greedy.send(request(Some("greedy"), Cds)).await;
+    greedy.response().await;
+    // Below the limit each time, and never answered.
+    for part in 0..3 {
+        let name = |i| format!("{part}-{i:0>100}");
+        let mut more = request(None, Eds);
+        more.resource_names_subscribe = (0..5_000).map(name).collect();
+        greedy.send(more).await;
+    }
+    // What it asked for before that may still come.
+    let end = loop {
+        match greedy.next().await {
+            Ok(Some(_)) => {}
+            end => break end.map(|_| "a quiet end").map_err(|status| status.code()),
+        }
+    };
+    assert_eq!(end, Err(Code::ResourceExhausted));
+    let mut long = server.delta().await;
+    let mut first = request(Some("long"), Eds);
+    first.resource_names_subscribe = vec!["n".repeat(2 << 20)];
+    long.send(first).await;
+    assert_eq!(long.code().await, Code::ResourceExhausted);
+    server.streams(1).await;
+    assert!(other.requests.is_some());
+}
+
+#[tokio::test]
 async fn a_stream_ends_with_what_its_peer_was_admitted_by_and_the_next_is_not_sent_it_all_again() {
     let server = serve(true, [resource(Cds, "c", 1)]).await;
     let began = Instant::now();
