@@ -28,7 +28,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -195,6 +195,7 @@ async fn test(envoy: &Path) -> Result<()> {
     client.ready().await?;
 
     permissive(&mesh, &server).await?;
+    counted(&mesh, &server).await?;
 
     // A stricter policy under traffic: nobody of the mesh notices.
     let http = mesh.port("http")?;
@@ -218,6 +219,10 @@ async fn test(envoy: &Path) -> Result<()> {
         ensure!(answer.as_deref().map_or(true, str::is_empty), "{name}: {answer:?}");
     }
     ensure!(bytes(mesh.port("echo")?.service, b"hello").await? == "echo hello", "no echo");
+    let refused = Ipv4Addr::new(127, 0, 9, 3);
+    said_by(refused, http.proxy, "").await.ok();
+    until("nobody was refused", async || Ok(connections(&server, refused, "refused").await == 1))
+        .await?;
 
     // A server that proves another account than its endpoints have is nobody.
     mesh.account = "other";
@@ -281,6 +286,60 @@ async fn permissive(mesh: &Mesh, server: &Agent) -> Result<()> {
     ensure!(answer.starts_with("HTTP/1.1 200") && !answer.contains(IDENTITY), "{answer}");
     ensure!(bytes(mesh.port("echo")?.proxy, b"hello").await? == "echo hello", "no echo");
     ensure!(slow.await?? == "first ", "a plain client hears nothing");
+    Ok(())
+}
+
+/// A connection in plain text from an address, which says something and is heard; it stays open.
+async fn said_by(from: Ipv4Addr, to: SocketAddr, expected: &str) -> Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((from, 0).into())?;
+    let mut stream = socket.connect(to).await?;
+    let request = format!("GET / HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+    for _ in 0..3 {
+        stream.write_all(request.as_bytes()).await?;
+        let mut heard = [0; 4096];
+        let count = timeout(PATIENCE, stream.read(&mut heard)).await.context("nothing")??;
+        let heard = String::from_utf8_lossy(&heard[..count]);
+        ensure!(count > 0 && heard.starts_with(expected), "{heard}");
+    }
+    Ok(stream)
+}
+
+/// Connections from an address that the agent has counted.
+async fn connections(agent: &Agent, source: Ipv4Addr, security: &str) -> u64 {
+    let labels = format!("{{security=\"{security}\",source=\"{source}\"}}");
+    // What was never counted is not there.
+    agent.metric(&format!("heddle_inbound_connections_total{labels}")).await.unwrap_or_default()
+}
+
+/// The agent knows who came by mutual TLS, and who in plain text while he is there.
+async fn counted(mesh: &Mesh, server: &Agent) -> Result<()> {
+    let (http, echo) = (mesh.port("http")?, mesh.port("echo")?);
+    let [asks, talks] = [1, 2].map(|last| Ipv4Addr::new(127, 0, 9, last));
+    let open = [
+        said_by(asks, http.proxy, "HTTP/1.1 200").await?,
+        said_by(talks, echo.proxy, "echo GET").await?,
+    ];
+    for source in [asks, talks] {
+        until("plain text is not counted", async || {
+            Ok(connections(server, source, "none").await > 0)
+        })
+        .await?;
+    }
+    drop(open);
+    ensure!(bytes(echo.service, b"hello").await? == "echo hello", "no echo");
+    until("mutual TLS is not counted", async || {
+        Ok(connections(server, Ipv4Addr::LOCALHOST, "mutual_tls").await > 0)
+    })
+    .await?;
+    // Once each, whatever was said, and nothing else.
+    for source in [asks, talks] {
+        let seen = [
+            connections(server, source, "none").await,
+            connections(server, source, "mutual_tls").await,
+        ];
+        ensure!(seen == [1, 0], "{source}: {seen:?}");
+    }
     Ok(())
 }
 

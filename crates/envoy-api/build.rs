@@ -18,8 +18,11 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 
 /// The files whose services get a client and a server.
-const SERVICES: [&str; 2] =
-    ["envoy/service/discovery/v3/ads.proto", "envoy/service/secret/v3/sds.proto"];
+const SERVICES: [&str; 3] = [
+    "envoy/service/accesslog/v3/als.proto",
+    "envoy/service/discovery/v3/ads.proto",
+    "envoy/service/secret/v3/sds.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let here = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);

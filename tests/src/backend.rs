@@ -123,8 +123,9 @@ async fn http(stream: TcpStream, name: &str) {
 }
 
 async fn bytes(mut stream: TcpStream, name: &str, first: bool) -> std::io::Result<()> {
+    let name = format!("{name} ");
     if first {
-        stream.write_all(format!("{name} ").as_bytes()).await?;
+        stream.write_all(name.as_bytes()).await?;
     }
     let mut heard = vec![0; 16 << 10];
     loop {
@@ -132,10 +133,9 @@ async fn bytes(mut stream: TcpStream, name: &str, first: bool) -> std::io::Resul
             0 => return Ok(()),
             count => count,
         };
-        if !first {
-            stream.write_all(format!("{name} ").as_bytes()).await?;
-        }
-        stream.write_all(&heard[..count]).await?;
+        let says = if first { "" } else { &name };
+        // One packet, which clients hear as a whole.
+        stream.write_all(&[says.as_bytes(), &heard[..count]].concat()).await?;
     }
 }
 

@@ -5,6 +5,7 @@
 mod bootstrap;
 mod call;
 mod certificates;
+mod connections;
 mod envoy;
 mod init;
 mod keep;

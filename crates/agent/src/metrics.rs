@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::call;
 use crate::certificates::State;
+use crate::connections::Connections;
 use crate::envoy::Life;
 use crate::settings::Application;
 use crate::settings::values::Scheme;
@@ -61,8 +62,10 @@ impl Metrics {
         application: &Application,
         certificate: watch::Receiver<State>,
         life: watch::Receiver<Life>,
+        connections: &Connections,
     ) -> Result<Self> {
         let registry = Registry::new();
+        registry.register(Box::new(connections.counter.clone()))?;
         let counter = |name: &str, help: &str| -> Result<IntCounter> {
             let counter = IntCounter::new(name, help)?;
             registry.register(Box::new(counter.clone()))?;
@@ -133,7 +136,7 @@ impl Metrics {
     }
 
     /// The agent's own part.
-    fn own(&self) -> Vec<u8> {
+    pub(crate) fn own(&self) -> Vec<u8> {
         // They are counted where things happen; nothing waits here, so no page sees them at 0.
         let set = |counter: &IntCounter, count: u64| {
             counter.reset();

@@ -12,7 +12,7 @@ use axum::extract::{ConnectInfo, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Router, serve};
-use http::{HeaderMap, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -40,6 +40,7 @@ pub(crate) async fn rest(listener: TcpListener, pages: Pages) -> Result<()> {
     let routes = Router::new()
         .route("/stats/prometheus", get(metrics))
         .route("/metrics", get(metrics))
+        .route("/stats/agent", get(own))
         .route("/app-health/{container}/{probe}", get(probe))
         .route("/quitquitquit", post(quit))
         .with_state(Arc::new(pages));
@@ -56,9 +57,16 @@ async fn ready(State(readiness): State<Readiness>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, lines).into_response()
 }
 
+/// How pages with metrics begin.
+const METRICS: [(HeaderName, &str); 1] =
+    [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+
 async fn metrics(State(pages): State<Arc<Pages>>) -> Response {
-    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    (kind, pages.metrics.page()).into_response()
+    (METRICS, pages.metrics.page()).into_response()
+}
+
+async fn own(State(pages): State<Arc<Pages>>) -> Response {
+    (METRICS, pages.metrics.own()).into_response()
 }
 
 async fn probe(State(pages): State<Arc<Pages>>, uri: Uri, headers: HeaderMap) -> Response {

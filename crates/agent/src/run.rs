@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::certificates::Certificates;
+use crate::connections::Connections;
 use crate::envoy::{self, Envoy, Life, Stop};
 use crate::metrics::Metrics;
 use crate::pages::{self, Pages};
@@ -64,7 +65,14 @@ async fn agent(settings: Settings) -> Result<()> {
     let (stop, stopped) = watch::channel(Stop::Not);
     let (life, lives) = watch::channel(Life::default());
     let (certificates, mut certificate) = Certificates::new(settings.certificates);
-    let metrics = Metrics::new(admin, &settings.application, certificate.clone(), lives.clone())?;
+    let connections = Connections::new()?;
+    let metrics = Metrics::new(
+        admin,
+        &settings.application,
+        certificate.clone(),
+        lives.clone(),
+        &connections,
+    )?;
     let readiness = Readiness {
         certificate: certificate.clone(),
         life: lives.clone(),
@@ -80,7 +88,7 @@ async fn agent(settings: Settings) -> Result<()> {
         certificates.run().await;
         Ok(())
     });
-    parts.spawn(sds::serve(socket, certificate.clone()));
+    parts.spawn(sds::serve(socket, certificate.clone(), connections));
     parts.spawn(pages::readiness(status, readiness));
     parts.spawn(pages::rest(rest, pages));
     parts.spawn(signals(stop, lives)?);

@@ -1,4 +1,5 @@
-//! Serves key, certificate and roots to Envoy: SDS, state of the world, over a unix socket.
+//! Serves key, certificate and roots to Envoy: SDS, state of the world, over a unix socket, on which
+//! Envoy also tells of connections.
 //!
 //! In: the state of the certificate. Out: for each stream the secrets that it names, again whenever
 //! they change; a name that is not there yet is answered when it is.
@@ -14,6 +15,7 @@ use std::pin::Pin;
 use anyhow::{Context as _, Result};
 use envoy_api::Any;
 use envoy_api::envoy::extensions::transport_sockets::tls::v3::Secret;
+use envoy_api::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use envoy_api::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
@@ -31,6 +33,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::certificates::State;
+use crate::connections::Connections;
 
 /// The service.
 struct Sds(watch::Receiver<State>);
@@ -48,14 +51,20 @@ struct Session {
 }
 
 /// Serve on a socket, for ever.
-pub(crate) async fn serve(listener: UnixListener, state: watch::Receiver<State>) -> Result<()> {
+pub(crate) async fn serve(
+    listener: UnixListener,
+    state: watch::Receiver<State>,
+    connections: Connections,
+) -> Result<()> {
     let own = rustix::process::geteuid().as_raw();
-    let connections = UnixListenerStream::new(listener).filter(move |stream| {
+    let peers = UnixListenerStream::new(listener).filter(move |stream| {
         // A connection that failed while it came is nobody's.
         stream.as_ref().is_ok_and(|stream| is_let_in(stream.peer_cred(), own))
     });
-    let service = SecretDiscoveryServiceServer::new(Sds(state));
-    let server = Server::builder().add_service(service).serve_with_incoming(connections);
+    let server = Server::builder()
+        .add_service(SecretDiscoveryServiceServer::new(Sds(state)))
+        .add_service(AccessLogServiceServer::new(connections))
+        .serve_with_incoming(peers);
     server.await.context("serving secrets")
 }
 

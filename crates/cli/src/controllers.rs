@@ -5,10 +5,11 @@
 //! **Invariant:** of a cluster, one controller that does not answer hides no other.
 
 use anyhow::{Result, bail};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
 use crate::admin;
-use crate::cluster::Cluster;
+use crate::cluster::{AgentPages, Cluster};
 
 /// Which controllers.
 #[derive(clap::Args)]
@@ -38,6 +39,16 @@ impl Controllers {
         }
         let address = self.admin.trim_start_matches("http://").trim_end_matches('/');
         Ok(vec![Answer { controller: None, page: Ok(admin::get(address, path)?) }])
+    }
+
+    /// The pods of the cluster, and a page of each agent: of those in the namespace that is given,
+    /// if one is.
+    pub(crate) fn agents(
+        &self,
+        has_agent: fn(&Pod) -> bool,
+        path: &str,
+    ) -> Result<(Vec<Pod>, AgentPages)> {
+        admin::wait_for(self.cluster.agents(has_agent, path))
     }
 
     /// Ask one of those that answered before.

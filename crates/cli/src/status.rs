@@ -1,12 +1,16 @@
-//! `heddle status`: which proxies are connected, and whether they have what they should.
+//! `heddle status`: which proxies are connected, and whether they have what they should; or who
+//! connects to workloads without mutual TLS.
 //!
-//! **Invariant:** prints what the controller says; decides nothing.
+//! **Invariant:** prints what controllers and agents say; decides nothing.
+
+mod mutual_tls;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::controllers::Controllers;
@@ -17,6 +21,10 @@ use crate::{output, report};
 pub(crate) struct Args {
     #[command(flatten)]
     controllers: Controllers,
+    /// Show who connects to workloads without mutual TLS, as their sidecars count connections;
+    /// with --namespace to those of one namespace
+    #[arg(long, requires = "kubernetes")]
+    mtls: bool,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -29,19 +37,40 @@ enum Format {
     Yaml,
 }
 
+/// The agent's page with its own metrics.
+const OWN_METRICS: &str = "/stats/agent";
+
 const TYPES: [&str; 5] = ["CDS", "EDS", "LDS", "RDS", "VHDS"];
 
 /// Run the command.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    if args.mtls {
+        return without_mutual_tls(args);
+    }
     let (streams, silent) = args.controllers.streams()?;
     silent.iter().for_each(|why| report::note(why));
     let answer = Value::Array(streams);
-    match args.output {
-        Format::Json => output::json(&answer)?,
-        Format::Yaml => output::yaml(&answer)?,
-        Format::Table => output::print(&table(&answer).to_string())?,
+    args.output.print(&answer, || table(&answer))
+}
+
+fn without_mutual_tls(args: &Args) -> Result<ExitCode> {
+    let (pods, pages) = args.controllers.agents(mutual_tls::is_injected, OWN_METRICS)?;
+    let (workloads, silent) = mutual_tls::workloads(&pods, &pages);
+    silent.iter().for_each(|why| report::note(why));
+    args.output.print(&workloads, || mutual_tls::table(&workloads))
+}
+
+// === impl Format ===
+
+impl Format {
+    fn print(self, answer: &impl Serialize, table: impl Fn() -> Table) -> Result<ExitCode> {
+        match self {
+            Self::Json => output::json(answer)?,
+            Self::Yaml => output::yaml(answer)?,
+            Self::Table => output::print(&table().to_string())?,
+        }
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn table(answer: &Value) -> Table {

@@ -11,6 +11,7 @@ pub(crate) const ROOTS: &[&str] = &[
     "envoy/config/listener/v3/listener.proto",
     "envoy/config/route/v3/route.proto",
     // Delivery and introspection.
+    "envoy/service/accesslog/v3/als.proto",
     "envoy/service/discovery/v3/ads.proto",
     "envoy/service/discovery/v3/discovery.proto",
     "envoy/service/secret/v3/sds.proto",
@@ -62,6 +63,7 @@ pub(crate) const ROOTS: &[&str] = &[
     "envoy/extensions/upstreams/http/v3/http_protocol_options.proto",
     // Access loggers.
     "envoy/extensions/access_loggers/file/v3/file.proto",
+    "envoy/extensions/access_loggers/grpc/v3/als.proto",
     "envoy/extensions/access_loggers/stats/v3/stats.proto",
     "envoy/extensions/access_loggers/stream/v3/stream.proto",
     // Shared types.

@@ -32,22 +32,27 @@ pub fn ads() -> ConfigSource {
 /// From the agent beside Envoy, without a time limit: a listener that needs a certificate opens
 /// when there is one.
 pub fn agent() -> ConfigSource {
-    let envoy_grpc =
-        grpc_service::EnvoyGrpc { cluster_name: SDS_CLUSTER.to_owned(), ..Default::default() };
     let api = ApiConfigSource {
         api_type: api_config_source::ApiType::Grpc.into(),
         transport_api_version: ApiVersion::V3.into(),
         set_node_on_first_message_only: true,
-        grpc_services: vec![GrpcService {
-            target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(envoy_grpc)),
-            ..Default::default()
-        }],
+        grpc_services: vec![agent_service()],
         ..Default::default()
     };
     ConfigSource {
         resource_api_version: ApiVersion::V3.into(),
         initial_fetch_timeout: Some(prost_types::Duration::default()),
         config_source_specifier: Some(ConfigSourceSpecifier::ApiConfigSource(api)),
+        ..Default::default()
+    }
+}
+
+/// The agent beside Envoy, for whatever it serves.
+pub fn agent_service() -> GrpcService {
+    let envoy_grpc =
+        grpc_service::EnvoyGrpc { cluster_name: SDS_CLUSTER.to_owned(), ..Default::default() };
+    GrpcService {
+        target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(envoy_grpc)),
         ..Default::default()
     }
 }

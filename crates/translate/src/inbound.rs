@@ -15,7 +15,6 @@
 
 use std::sync::Arc;
 
-use envoy_api::envoy::config::accesslog::v3::AccessLog;
 use envoy_api::envoy::config::listener::v3::{
     FilterChain, FilterChainMatch, Listener, ListenerFilter, ListenerFilterChainMatchPredicate,
     listener_filter_chain_match_predicate::{MatchSet, Rule},
@@ -36,6 +35,7 @@ use model::names;
 use model::rows::Protocol;
 use prost_types::Duration;
 
+use crate::access_log::{self, Logs};
 use crate::listener::{
     http_chain, http_inspector, looks_like_http, manager, original_dst, tcp_chain, tls_inspector,
 };
@@ -53,7 +53,7 @@ struct Target<'a> {
     port: Option<u16>,
     cluster: &'a Arc<str>,
     trust_domain: &'a str,
-    access_log: &'a [AccessLog],
+    logs: &'a Logs,
 }
 
 /// Complete an inbound listener.
@@ -63,9 +63,9 @@ pub(crate) fn inbound(
     trust_domain: &str,
     ports: &[InboundPort],
     others: Option<&OtherPorts>,
-    access_log: &[AccessLog],
+    logs: &Logs,
 ) -> Listener {
-    let target = |port, cluster| Target { port, cluster, trust_domain, access_log };
+    let target = |port, cluster| Target { port, cluster, trust_domain, logs };
     let mut chains: Vec<FilterChain> = ports
         .iter()
         .flat_map(|p| target(Some(p.port), &p.cluster).chains(p.protocol, p.takes))
@@ -81,7 +81,7 @@ pub(crate) fn inbound(
         if others.takes.mutual_tls {
             chains.extend(all.mutual_tls(Protocol::Tcp, others.takes));
         }
-        otherwise = others.takes.plain.then(|| all.tcp());
+        otherwise = others.takes.plain.then(|| all.heard(others.takes, |target| target.tcp()));
     }
     let mut filters = Vec::new();
     if captured {
@@ -115,6 +115,7 @@ pub(crate) fn inbound(
         listener_filters: filters,
         filter_chains: chains,
         default_filter_chain: otherwise,
+        access_log: inspects.then(access_log::ended).into_iter().collect(),
         ..common
     }
 }
@@ -129,12 +130,20 @@ impl Target<'_> {
             chains.extend(self.mutual_tls(protocol, takes));
         }
         if takes.plain {
-            chains.extend(self.plain(protocol));
+            chains.extend(self.heard(takes, |target| target.plain(protocol)));
         }
         if chains.is_empty() {
             chains.push(Target { cluster: &Arc::from(names::BLACK_HOLE), ..*self }.tcp());
         }
         chains
+    }
+
+    /// What comes in plain text to a port that takes mutual TLS as well: the agent is told.
+    fn heard<T>(&self, takes: Takes, chains: impl Fn(&Target<'_>) -> T) -> T {
+        match takes.mutual_tls {
+            true => chains(&Target { logs: &self.logs.and_agent(), ..*self }),
+            false => chains(self),
+        }
     }
 
     fn plain(&self, protocol: Protocol) -> Vec<FilterChain> {
@@ -190,10 +199,7 @@ impl Target<'_> {
 
     fn tcp(&self) -> FilterChain {
         let condition = self.port.map(|_| self.any());
-        FilterChain {
-            filter_chain_match: condition,
-            ..tcp_chain(self.cluster, self.access_log.to_vec())
-        }
+        FilterChain { filter_chain_match: condition, ..tcp_chain(self.cluster, self.logs) }
     }
 
     fn http(&self, proved: bool) -> FilterChain {
@@ -208,7 +214,7 @@ impl Target<'_> {
             },
             set_current_client_cert_details: proved
                 .then(|| SetCurrentClientCertDetails { uri: true, ..Default::default() }),
-            ..manager(self.cluster, routes, self.access_log.to_vec())
+            ..manager(self.cluster, routes, self.logs)
         })
     }
 }

@@ -7,6 +7,7 @@
 //! **Invariant:** total, and a function of its argument alone: no snapshot, no proxy, no settings,
 //! no clock. Equal `ir` values give equal bytes.
 
+mod access_log;
 mod cluster;
 mod endpoints;
 mod inbound;

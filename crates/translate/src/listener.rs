@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use envoy_api::envoy::config::accesslog::v3::{AccessLog, access_log};
 use envoy_api::envoy::config::core::v3::{
     CidrRange, DataSource, SubstitutionFormatString, TrafficDirection, address,
     data_source::Specifier, substitution_format_string::Format,
@@ -14,7 +13,6 @@ use envoy_api::envoy::config::listener::v3::{
     AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter,
     listener_filter,
 };
-use envoy_api::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_api::envoy::extensions::filters::common::set_filter_state::v3::{
     FilterStateValue,
     filter_state_value::{Key, SharedWithUpstream, Value},
@@ -40,6 +38,7 @@ use model::rows::IpNet;
 use prost::{Message, Name};
 use prost_types::Duration;
 
+use crate::access_log::Logs;
 use crate::endpoints::socket;
 use crate::inbound::inbound;
 use crate::tls;
@@ -50,7 +49,7 @@ const HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 /// Spell a listener.
 pub(crate) fn listener(listener: &ir::Listener) -> Listener {
     let ir::Listener { name, bind, port, serves, access_log_file, origins: _ } = listener;
-    let access_log: Vec<AccessLog> = access_log_file.iter().map(|path| file_log(path)).collect();
+    let logs = Logs::file(access_log_file.as_deref());
     let (address, additional) = match bind {
         Some(address) => (address.to_string(), Vec::new()),
         None => ("0.0.0.0".to_owned(), vec![any_ipv6(*port)]),
@@ -67,14 +66,14 @@ pub(crate) fn listener(listener: &ir::Listener) -> Listener {
             let manager = HttpConnectionManager {
                 // The edge: what clients say about themselves in x-forwarded-for is appended to.
                 use_remote_address: Some(true),
-                ..manager(name, by_rds(route_config), access_log)
+                ..manager(name, by_rds(route_config), &logs)
             };
             Listener { filter_chains: vec![http_chain(&manager)], ..common }
         }
         Serves::Captured { otherwise } => Listener {
             use_original_dst: Some(true),
             listener_filters: vec![original_dst()],
-            default_filter_chain: Some(tcp_chain(otherwise, access_log)),
+            default_filter_chain: Some(tcp_chain(otherwise, &logs)),
             ..common
         },
         Serves::Outbound { opened, route_config, chains, otherwise, sticky, sniffed } => {
@@ -87,11 +86,11 @@ pub(crate) fn listener(listener: &ir::Listener) -> Listener {
                     transport_protocol: plain.to_owned(),
                     ..looks_like_http()
                 }),
-                ..http_chain(&manager(name, by_rds(config), access_log.clone()))
+                ..http_chain(&manager(name, by_rds(config), &logs))
             });
             let spelled = chains.iter().map(|chain| {
                 let beside_http = route_config.is_some() && chain.destinations.is_empty();
-                outbound_chain(chain, if beside_http { plain } else { "" }, &access_log)
+                outbound_chain(chain, if beside_http { plain } else { "" }, &logs)
             });
             let filters = [tls.then(tls_inspector), http.is_some().then(http_inspector)];
             Listener {
@@ -100,15 +99,13 @@ pub(crate) fn listener(listener: &ir::Listener) -> Listener {
                 // A client may open a connection long before it has something to ask.
                 listener_filters_timeout: (tls || http.is_some()).then(Duration::default),
                 filter_chains: http.into_iter().chain(spelled).collect(),
-                default_filter_chain: Some(split_chain(
-                    name, otherwise, *sticky, *sniffed, access_log,
-                )),
+                default_filter_chain: Some(split_chain(name, otherwise, *sticky, *sniffed, &logs)),
                 ..common
             }
         }
         Serves::Inbound { captured, trust_domain, ports, others } => Listener {
             traffic_direction: TrafficDirection::Inbound.into(),
-            ..inbound(common, *captured, trust_domain, ports, others.as_ref(), &access_log)
+            ..inbound(common, *captured, trust_domain, ports, others.as_ref(), &logs)
         },
     }
 }
@@ -132,7 +129,7 @@ pub(crate) fn looks_like_http() -> FilterChainMatch {
 }
 
 /// A chain; one that is not for TLS is for connections by this transport.
-fn outbound_chain(chain: &ir::Chain, plain: &str, access_log: &[AccessLog]) -> FilterChain {
+fn outbound_chain(chain: &ir::Chain, plain: &str, logs: &Logs) -> FilterChain {
     let ir::Chain { server_names, destinations, clients, shares, sticky, sniffed, origins: _ } =
         chain;
     let block = |block: &IpNet| CidrRange {
@@ -151,7 +148,7 @@ fn outbound_chain(chain: &ir::Chain, plain: &str, access_log: &[AccessLog]) -> F
             },
             ..Default::default()
         }),
-        ..split_chain(name.map_or("", |name| name), shares, *sticky, *sniffed, access_log.to_vec())
+        ..split_chain(name.map_or("", |name| name), shares, *sticky, *sniffed, logs)
     }
 }
 
@@ -163,12 +160,8 @@ fn by_rds(route_config: &str) -> RouteSpecifier {
     })
 }
 
-pub(crate) fn manager(
-    name: &str,
-    routes: RouteSpecifier,
-    access_log: Vec<AccessLog>,
-) -> HttpConnectionManager {
-    HttpConnectionManager {
+pub(crate) fn manager(name: &str, routes: RouteSpecifier, logs: &Logs) -> HttpConnectionManager {
+    logs.http(HttpConnectionManager {
         stat_prefix: name.to_owned(),
         route_specifier: Some(routes),
         http_filters: vec![HttpFilter {
@@ -183,17 +176,16 @@ pub(crate) fn manager(
             upgrade_type: "websocket".to_owned(),
             ..Default::default()
         }],
-        access_log,
         ..Default::default()
-    }
+    })
 }
 
 pub(crate) fn http_chain(manager: &HttpConnectionManager) -> FilterChain {
     chain("envoy.filters.network.http_connection_manager", manager)
 }
 
-pub(crate) fn tcp_chain(cluster: &Arc<str>, access_log: Vec<AccessLog>) -> FilterChain {
-    split_chain(cluster, &[(Arc::clone(cluster), 1)], false, false, access_log)
+pub(crate) fn tcp_chain(cluster: &Arc<str>, logs: &Logs) -> FilterChain {
+    split_chain(cluster, &[(Arc::clone(cluster), 1)], false, false, logs)
 }
 
 fn split_chain(
@@ -201,7 +193,7 @@ fn split_chain(
     clusters: &[(Arc<str>, u32)],
     sticky: bool,
     sniffed: bool,
-    access_log: Vec<AccessLog>,
+    logs: &Logs,
 ) -> FilterChain {
     let weighted = |(name, weight): &(Arc<str>, u32)| ClusterWeight {
         name: name.to_string(),
@@ -214,13 +206,12 @@ fn split_chain(
             clusters: several.iter().map(weighted).collect(),
         }),
     };
-    let proxy = TcpProxy {
+    let proxy = logs.tcp(TcpProxy {
         stat_prefix: name.to_owned(),
         cluster_specifier: Some(specifier),
         hash_policy: sticky.then(by_client).into_iter().collect(),
-        access_log,
         ..Default::default()
-    };
+    });
     let chain = chain("envoy.filters.network.tcp_proxy", &proxy);
     if !sniffed {
         return chain;
@@ -274,13 +265,4 @@ fn any_ipv6(port: u16) -> AdditionalAddress {
         socket.ipv4_compat = false;
     }
     AdditionalAddress { address: Some(address), ..Default::default() }
-}
-
-fn file_log(path: &str) -> AccessLog {
-    let log = FileAccessLog { path: path.to_owned(), ..Default::default() };
-    AccessLog {
-        name: "envoy.access_loggers.file".to_owned(),
-        config_type: Some(access_log::ConfigType::TypedConfig(Any::pack(&log))),
-        ..Default::default()
-    }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, until};
@@ -173,6 +174,25 @@ pub(crate) async fn given_a_pod_then_its_app_gets_no_key(cluster: &Cluster) -> R
     Ok(())
 }
 
+/// Wait until `heddle status --mtls` says this of the stranger as a client of the server.
+async fn counted(cluster: &Cluster, what: &str, holds: impl Fn(&Value) -> bool) -> Result<()> {
+    let name = format!("default/{}", pod_of(cluster, "default", "app=reviews")?);
+    until(&format!("the stranger to be counted as {what}"), async || {
+        let said =
+            cluster.heddle(&["status", "--mtls", "--kubernetes", "-n", MESHED, "-o", "json"]);
+        let all: Value = serde_json::from_str(&said.unwrap_or_default()).unwrap_or_default();
+        let mut workloads = all.as_array().into_iter().flatten();
+        let server = workloads.find(|workload| workload["name"] == "server");
+        let clients = server.and_then(|server| server["without"].as_array()).into_iter().flatten();
+        clients.into_iter().any(|client| client["name"] == name.as_str() && holds(client))
+    })
+    .await?;
+    let table = cluster.heddle(&["status", "--mtls", "--kubernetes"])?;
+    let row = table.lines().find(|line| line.starts_with(" meshed/server"));
+    ensure!(row.is_some_and(|row| row.contains(&name)), "{table}");
+    Ok(())
+}
+
 pub(crate) async fn given_strict_mutual_tls_then_an_unmeshed_pod_is_refused_and_permissive_serves_it(
     cluster: &Cluster,
 ) -> Result<()> {
@@ -181,6 +201,7 @@ pub(crate) async fn given_strict_mutual_tls_then_an_unmeshed_pod_is_refused_and_
     let served = || stranger.get(cluster, address, HOST, "/");
     let (status, answer) = served()?;
     ensure!(status == 200 && answer["client"].is_null(), "{status} {answer}");
+    counted(cluster, "in plain text", |client| client["plainText"].as_u64() > Some(0)).await?;
     let traffic = client(cluster)?.traffic(address, HOST)?;
     let strict = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: \
                   {name: default}, spec: {mtls: {mode: STRICT}}}";
@@ -189,6 +210,7 @@ pub(crate) async fn given_strict_mutual_tls_then_an_unmeshed_pod_is_refused_and_
     // Probes are asked by way of the agent: nobody is restarted, nobody leaves.
     sleep(Duration::from_secs(6)).await;
     ensure!(served().is_err(), "a stranger was served");
+    counted(cluster, "refused", |client| client["refused"].as_u64() > Some(0)).await?;
     let pods = cluster.get(&["pods", "-n", MESHED, "-l", "app=server"])?;
     for pod in pods["items"].as_array().context("pods")? {
         let status = &pod["status"]["containerStatuses"][0];
