@@ -6,7 +6,7 @@ CACHE := $(or $(HEDDLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heddle)
 DENY_VERSION := 0.20.2
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build test lint demo bench bench-cluster bench-scale mutants envoy e2e cluster-up cluster-down
+.PHONY: help build test lint demo bench bench-cluster bench-scale soak mutants envoy e2e cluster-up cluster-down
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -39,6 +39,11 @@ bench: ## Measure the engine, injection, the certificate service and agents, and
 		"$(TARGET)/release/$$bench" || missed="$$missed $$bench"; \
 	done; \
 	if [ -n "$$missed" ]; then echo "bars were missed, or something failed:$$missed"; exit 1; fi
+
+soak: ## Keep real proxies under load for minutes while certificates change (SOAK_SECONDS, RUNS=words)
+	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
+	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin heddle-agent --bin leash --bin soak && \
+	exec "$(TARGET)/release/soak" $(RUNS)
 
 bench-cluster: ## Measure reading a large cluster, memory, and a write's way to a proxy, as root
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_cluster --bin leash && \
