@@ -52,6 +52,9 @@ enum Noticed {
     Written(Vec<PathBuf>),
     /// These are being written.
     Writing(Vec<PathBuf>),
+    /// These names went or came by a move. Editors write a new file and move it into the place of
+    /// the old one.
+    Moved(Vec<PathBuf>),
     /// Look at everything.
     Anything,
     /// Look at everything, and again: what came into a new folder before it was watched was missed.
@@ -65,6 +68,7 @@ struct Pending {
     again: bool,
     written: BTreeSet<PathBuf>,
     writing: BTreeSet<PathBuf>,
+    moved: BTreeSet<PathBuf>,
 }
 
 // === impl Directory ===
@@ -163,10 +167,25 @@ impl Directory {
                 pending.add(noticed);
             }
             pending.writing.retain(|path| self.is_ours(path));
+            for path in std::mem::take(&mut pending.moved) {
+                pending.add(self.after_move(path));
+            }
             block_in_place(|| self.work_off(&mut pending));
             if !self.say(&inbox).await {
                 return Ok(());
             }
+        }
+    }
+
+    /// What a name that went or came by a move asks for.
+    fn after_move(&self, path: PathBuf) -> Noticed {
+        if path.is_dir() {
+            Noticed::Folder
+        } else if self.root.starts_with(&path) || self.files.any_below(&path) {
+            // A folder that is gone.
+            Noticed::Anything
+        } else {
+            Noticed::Written(vec![path])
         }
     }
 
@@ -266,6 +285,7 @@ impl Pending {
         match noticed {
             Noticed::Anything => self.all = true,
             Noticed::Folder => (self.all, self.again) = (true, true),
+            Noticed::Moved(paths) => self.moved.extend(paths),
             Noticed::Writing(paths) => {
                 self.writing.extend(paths);
             }
@@ -293,10 +313,7 @@ fn noticed(event: notify::Result<notify::Event>) -> Option<Noticed> {
         // Its writer has it open and will close it.
         EventKind::Create(CreateKind::File) => Some(Noticed::Writing(event.paths)),
         EventKind::Create(_) => Some(Noticed::Folder),
-        // What was moved here may be a folder.
-        EventKind::Modify(ModifyKind::Name(_)) if event.paths.iter().any(|p| p.is_dir()) => {
-            Some(Noticed::Folder)
-        }
+        EventKind::Modify(ModifyKind::Name(_)) => Some(Noticed::Moved(event.paths)),
         EventKind::Modify(ModifyKind::Metadata(_)) => None,
         _ => Some(Noticed::Anything),
     }

@@ -6,6 +6,7 @@
 //! two files with one object, the first by path is in force, whatever came first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +27,8 @@ pub(super) struct Files {
     files: BTreeMap<PathBuf, File>,
     /// Files of each object, the first in force.
     holders: BTreeMap<Arc<ObjectRef>, BTreeSet<PathBuf>>,
+    /// Objects that stand in several.
+    twice: BTreeSet<Arc<ObjectRef>>,
     /// Objects that have to be said anew.
     dirty: BTreeSet<Arc<ObjectRef>>,
     /// Whether the problems of files have to be said anew.
@@ -52,6 +55,12 @@ impl Files {
     /// Paths that are known.
     pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         self.files.keys()
+    }
+
+    /// Whether any is in this folder.
+    pub(super) fn any_below(&self, folder: &Path) -> bool {
+        let after = (Bound::Excluded(folder), Bound::Unbounded);
+        self.files.range::<Path, _>(after).next().is_some_and(|(path, _)| path.starts_with(folder))
     }
 
     /// A file has these bytes now.
@@ -105,8 +114,8 @@ impl Files {
         }
         let dirty = std::mem::take(&mut self.dirty);
         let objects = dirty.into_iter().map(|owner| self.object(owner)).collect();
-        self.problems_dirty = false;
-        Some(SourceUpdate { objects, files: Some(self.problems()) })
+        let files = std::mem::take(&mut self.problems_dirty).then(|| self.problems());
+        Some(SourceUpdate { objects, files })
     }
 
     fn object(&self, owner: Arc<ObjectRef>) -> (Change, Option<Arc<SourceObject>>) {
@@ -134,8 +143,8 @@ impl Files {
     fn problems(&self) -> Vec<FileProblem> {
         let mut all: Vec<FileProblem> =
             self.files.values().flat_map(|f| f.problems.iter().cloned()).collect();
-        for (owner, holders) in &self.holders {
-            let mut paths = holders.iter();
+        for owner in &self.twice {
+            let mut paths = self.holders.get(owner).into_iter().flatten();
             let Some(first) = paths.next() else { continue };
             for path in paths {
                 let raw = self.files.get(path).and_then(|f| f.objects.get(owner));
@@ -180,7 +189,17 @@ impl Files {
             self.dirty.insert(Arc::clone(owner));
             self.holders.entry(Arc::clone(owner)).or_default().insert(path.to_owned());
         }
-        self.problems_dirty = true;
+        let several = |owner: &Arc<ObjectRef>| self.holders.get(owner).is_some_and(|h| h.len() > 1);
+        for owner in old.objects.keys().chain(objects.keys()) {
+            // Even where it stays so, its place may be another.
+            let before = match several(owner) {
+                true => !self.twice.insert(Arc::clone(owner)),
+                false => self.twice.remove(owner),
+            };
+            self.problems_dirty |= before || self.twice.contains(owner);
+        }
+        let problems = new.as_ref().map_or(&[][..], |file| &file.problems);
+        self.problems_dirty |= old.problems != problems;
         if let Some(new) = new {
             self.files.insert(path.to_owned(), new);
         }
