@@ -34,8 +34,8 @@ demo: ## Watch a canary split move through a real Envoy while its YAML is edited
 
 bench: ## Measure the engine, injection, the certificate service and agents, and start, latency and bytes with a real Envoy
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
-	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin heddle-agent --bin bench --bin bench_agent --bin bench_engine --bin bench_identity --bin bench_sidecar --bin bench_injector --bin leash && \
-	missed=; for bench in bench_engine bench bench_sidecar bench_identity bench_agent bench_injector; do \
+	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin heddle-agent --bin bench --bin bench_agent --bin bench_engine --bin bench_identity --bin bench_latency --bin bench_sidecar --bin bench_injector --bin leash && \
+	missed=; for bench in bench_engine bench bench_sidecar bench_identity bench_agent bench_latency bench_injector; do \
 		"$(TARGET)/release/$$bench" || missed="$$missed $$bench"; \
 	done; \
 	if [ -n "$$missed" ]; then echo "bars were missed, or something failed:$$missed"; exit 1; fi

@@ -92,8 +92,9 @@ fn inline_routes(value: &mut Value, routes: &BTreeMap<String, Value>) {
     }
 }
 
-/// By field: a certificate, its key, roots.
-fn certificates() -> Result<BTreeMap<&'static str, Value>> {
+/// By the field of Envoy that it is for: a certificate, its key, and the roots that it is trusted by.
+/// Each call has roots of its own.
+pub fn certificates() -> Result<BTreeMap<&'static str, Value>> {
     let now = SystemTime::now();
     let files = Authority::self_signed(&"cluster.local".parse()?, now)?;
     let authority = Authority::from_files(&files, now)?;
