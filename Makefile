@@ -6,7 +6,7 @@ CACHE := $(or $(HEDDLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heddle)
 DENY_VERSION := 0.20.2
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build test lint demo bench bench-cluster bench-scale soak mutants envoy e2e cluster-up cluster-down
+.PHONY: help build test lint demo bench bench-cluster bench-scale bench-short soak mutants envoy e2e cluster-up cluster-down
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -34,24 +34,29 @@ demo: ## Watch a canary split move through a real Envoy while its YAML is edited
 
 bench: ## Measure the engine, injection, the certificate service and agents, and start, latency and bytes with a real Envoy
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
-	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin heddle-agent --bin bench --bin bench_agent --bin bench_engine --bin bench_identity --bin bench_latency --bin bench_sidecar --bin bench_injector --bin leash && \
-	missed=; for bench in bench_engine bench bench_sidecar bench_identity bench_agent bench_latency bench_injector; do \
-		"$(TARGET)/release/$$bench" || missed="$$missed $$bench"; \
+	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin heddle-agent --bin bench --bin bench_agent --bin bench_engine --bin bench_identity --bin bench_latency --bin bench_sidecar --bin bench_injector --bin bench_scale --bin leash && \
+	missed=; for bench in bench_engine bench bench_sidecar bench_identity bench_agent bench_latency bench_injector "bench_scale --short"; do \
+		"$(TARGET)/release/"$$bench || missed="$$missed $$bench"; \
 	done; \
 	if [ -n "$$missed" ]; then echo "bars were missed, or something failed:$$missed"; exit 1; fi
 
-soak: ## Keep real proxies under load for minutes while certificates change (SOAK_SECONDS, RUNS=words)
+soak: ## Keep real proxies under load for minutes while certificates change (SOAK_SECONDS, RUNS=words); without words also thousands of proxies
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
-	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin heddle-agent --bin leash --bin soak && \
-	exec "$(TARGET)/release/soak" $(RUNS)
+	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin heddle-agent --bin leash --bin soak --bin bench_scale && \
+	"$(TARGET)/release/soak" $(RUNS) $(if $(RUNS),,&& "$(TARGET)/release/bench_scale" s4 s5 s6 s10)
 
 bench-cluster: ## Measure reading a large cluster, memory, and a write's way to a proxy, as root
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_cluster --bin leash && \
 	exec "$(TARGET)/release/bench_cluster"
 
-bench-scale: ## Measure how thousands of proxies are served, beside a floor and go-control-plane (SCENARIOS="s1 s2 …"; 20 minutes)
-	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_scale --bin leash && \
-	exec "$(TARGET)/release/bench_scale" $(SCENARIOS)
+# What `bench_scale` and its controller need.
+SCALE := $(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_scale --bin leash
+
+bench-scale: ## Measure how thousands of proxies are served, beside a floor and go-control-plane (SCENARIOS="s1 s2 …"; 30 minutes)
+	$(SCALE) && exec "$(TARGET)/release/bench_scale" $(SCENARIOS)
+
+bench-short: ## The same with a few hundred proxies, where only ratios to the floor and lost changes count (a minute)
+	$(SCALE) && exec "$(TARGET)/release/bench_scale" --short
 
 mutants: ## Break the code in one place at a time and see that a test notices (minutes)
 	tests/scripts/mutants

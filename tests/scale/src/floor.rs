@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -56,6 +56,8 @@ struct Shared {
 struct Served {
     resources: [BTreeMap<String, Resource>; TYPES.len()],
     answers: [Option<Bytes>; TYPES.len()],
+    /// The last change, for streams that resume.
+    latest: [Option<Bytes>; TYPES.len()],
 }
 
 /// Serve until the process is stopped.
@@ -132,8 +134,13 @@ async fn talk(
                     let Asked { type_url, versions, nonce } = Asked::decode(message)?;
                     let kind = ResourceType::from_type_url(&type_url).context("unknown type")?;
                     let first = !std::mem::replace(&mut asked[index(kind)], true);
-                    if versions.is_empty() && nonce.is_empty() && first {
-                        stream.send_data(shared.answer(kind), false)?;
+                    let answer = match first && nonce.is_empty() {
+                        false => None,
+                        true if versions.is_empty() => Some(shared.answer(kind)),
+                        true => shared.latest(kind),
+                    };
+                    if let Some(answer) = answer {
+                        stream.send_data(answer, false)?;
                     }
                 }
             }
@@ -180,7 +187,8 @@ impl Shared {
     /// Keep what changed. Out: a response for each type.
     fn take(&self, resources: Vec<Resource>) -> Result<Vec<Push>> {
         let mut changed: BTreeMap<ResourceType, Vec<Resource>> = BTreeMap::new();
-        let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut world = self.world();
+        let begins = world.resources.iter().all(BTreeMap::is_empty);
         for resource in resources {
             let body = resource.resource.as_ref().context("a resource without a body")?;
             let kind = ResourceType::from_type_url(&body.type_url).context("unknown type")?;
@@ -189,13 +197,25 @@ impl Shared {
             world.resources[index(kind)].insert(resource.name.clone(), resource.clone());
             changed.entry(kind).or_default().push(resource);
         }
-        let push = |(kind, resources)| Push { kind: index(kind), frame: framed(kind, resources) };
+        let push = |(kind, resources)| {
+            let push = Push { kind: index(kind), frame: framed(kind, resources) };
+            world.latest[push.kind] = Some(push.frame.clone()).filter(|_| !begins);
+            push
+        };
         Ok(changed.into_iter().map(push).collect())
     }
 
+    fn world(&self) -> MutexGuard<'_, Served> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn latest(&self, kind: ResourceType) -> Option<Bytes> {
+        self.world().latest[index(kind)].clone()
+    }
+
     fn answer(&self, kind: ResourceType) -> Bytes {
-        let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
-        let Served { resources, answers } = &mut *world;
+        let mut world = self.world();
+        let Served { resources, answers, .. } = &mut *world;
         let all = || framed(kind, resources[index(kind)].values().cloned().collect());
         answers[index(kind)].get_or_insert_with(all).clone()
     }

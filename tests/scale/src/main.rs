@@ -80,7 +80,7 @@ fn bench(args: &Args) -> Result<bool> {
     raise_file_limit()?;
     let sizes = Sizes { proxies: if args.short { 300 } else { 1000 }, short: args.short };
     let mut rows = Vec::new();
-    let all = Scenario::value_variants();
+    let all = if args.short { Scenario::SHORT } else { Scenario::value_variants() };
     let scenarios = if args.scenarios.is_empty() { all } else { &args.scenarios };
     for scenario in scenarios {
         let name = format!("{scenario:?}");

@@ -49,9 +49,6 @@ pub(crate) struct Sizes {
 const MOST_MEMORY: u64 = 8 << 30;
 /// What slow readers may cost. Unit: MiB.
 const MOST_GROWN: f64 = 64.0;
-/// Bursts of each lane are interleaved: the machine drifts.
-const ROUNDS: usize = 5;
-
 /// The bursts of one lane.
 #[derive(Default)]
 struct Rounds(Vec<Burst>);
@@ -59,6 +56,9 @@ struct Rounds(Vec<Burst>);
 // === impl Scenario ===
 
 impl Scenario {
+    /// Those of a short run: a minute.
+    pub(crate) const SHORT: &[Self] = &[Self::S1, Self::S2, Self::S3, Self::S6];
+
     pub(crate) fn run(self, sizes: Sizes) -> Result<Vec<Row>> {
         match self {
             Self::S1 => s1(sizes),
@@ -76,6 +76,16 @@ impl Scenario {
 // === impl Sizes ===
 
 impl Sizes {
+    /// Bursts of each lane are interleaved: the machine drifts.
+    fn rounds(self) -> usize {
+        if self.short { 2 } else { 5 }
+    }
+
+    /// A short run is for ratios to the floor.
+    fn with_go(self) -> bool {
+        !self.short
+    }
+
     /// A bar on an absolute figure, which a short run says nothing about.
     fn at_most(self, most: f64) -> Bar {
         if self.short { Bar::None } else { Bar::AtMost(most) }
@@ -115,7 +125,7 @@ fn figure<T>(
 
 fn s1(sizes: Sizes) -> Result<Vec<Row>> {
     let mut done = Vec::new();
-    for mut lane in Lane::all(World::new(sizes.proxies, 10), true)? {
+    for mut lane in Lane::all(World::new(sizes.proxies, 10), sizes.with_go())? {
         let connected = lane.connect(sizes.proxies)?;
         eprintln!("S1 {}: {}", lane.server.name, by_type(&connected.report));
         done.push((lane.server.peak()?, connected));
@@ -206,37 +216,51 @@ fn push_rows(of: &str, p99: Bar, cpu: Bar, ratio: Bar, size: Bar, done: &mut [Ro
 }
 
 fn s2(sizes: Sizes) -> Result<Vec<Row>> {
-    let n = sizes.proxies;
     let mut rows = Vec::new();
-    for world in [World::new(100, 10), World::new(1000, 10), World::new(100, 100)] {
-        let mut lanes = Lane::all(world, true)?;
+    let worlds = [World::new(100, 10), World::new(1000, 10), World::new(100, 100)];
+    for world in worlds.into_iter().take(if sizes.short { 1 } else { worlds.len() }) {
+        let mut lanes = Lane::all(world, sizes.with_go())?;
         for lane in &mut lanes {
-            lane.connect(n)?;
+            lane.connect(sizes.proxies)?;
         }
-        let subject = Subject::Endpoint(world.services / 2);
-        let mut done = bursts(&mut lanes, ROUNDS, |lane| {
-            lane.change(20, Duration::from_millis(150), |_| subject, |_| true)
-        })?;
-        let of = format!(
-            "S2 one of {} endpoints, {} services, {n} proxies",
-            world.endpoints, world.services
-        );
-        let bars = (sizes.at_most(20.0), sizes.at_most(15.0), sizes.times_floor(2.5));
-        rows.extend(push_rows(&of, bars.0, bars.1, bars.2, Bar::None, &mut done));
-        if sizes.short {
-            break;
+        let mut done = bursts(&mut lanes, sizes.rounds(), |lane| flips(lane, 20, 150))?;
+        rows.extend(s2_rows(sizes, world, sizes.proxies, 20.0, &mut done));
+    }
+    if !sizes.short {
+        // One server after the other: together they would have too many files.
+        let (world, proxies) = (World::new(100, 10), sizes.proxies * 9);
+        let mut done = Vec::new();
+        for mut lane in Lane::all(world, true)? {
+            lane.connect(proxies)?;
+            done.extend(bursts(std::slice::from_mut(&mut lane), sizes.rounds(), |l| {
+                flips(l, 4, 1500)
+            })?);
         }
+        rows.extend(s2_rows(sizes, world, proxies, 150.0, &mut done));
     }
     Ok(rows)
 }
 
+/// One endpoint in the middle of the world changes; the period is in milliseconds.
+fn flips(lane: &mut Lane, count: u32, period: u64) -> Result<Burst> {
+    let subject = Subject::Endpoint(lane.world.services / 2);
+    lane.change(count, Duration::from_millis(period), |_| subject, |_| true)
+}
+
+fn s2_rows(sizes: Sizes, world: World, proxies: u32, p99: f64, done: &mut [Rounds]) -> Vec<Row> {
+    let World { services, endpoints, .. } = world;
+    let of = format!("S2 one of {endpoints} endpoints, {services} services, {proxies} proxies");
+    let bars = (sizes.at_most(p99), sizes.at_most(15.0), sizes.times_floor(2.5));
+    push_rows(&of, bars.0, bars.1, bars.2, Bar::None, done)
+}
+
 fn s3(sizes: Sizes) -> Result<Vec<Row>> {
     let (n, world) = (sizes.proxies, World::new(sizes.proxies, 10));
-    let mut lanes = Lane::all(world, true)?;
+    let mut lanes = Lane::all(world, sizes.with_go())?;
     for lane in &mut lanes {
         lane.connect(n)?;
     }
-    let mut done = bursts(&mut lanes, ROUNDS, |lane| {
+    let mut done = bursts(&mut lanes, sizes.rounds(), |lane| {
         lane.change(15, Duration::from_millis(200), |_| Subject::Weight(0), |_| true)
     })?;
     let of = format!("S3 one weight, {n} hosts, {n} proxies");
@@ -248,7 +272,7 @@ fn s4(sizes: Sizes) -> Result<Vec<Row>> {
     let (n, world) = (sizes.proxies, World::new(sizes.proxies, 10));
     let changes = if sizes.short { 500 } else { 6000 };
     let period = Duration::from_millis(10);
-    let mut lanes = Lane::all(world, true)?;
+    let mut lanes = Lane::all(world, sizes.with_go())?;
     for lane in &mut lanes {
         lane.connect(n)?;
     }
@@ -301,87 +325,107 @@ fn s5(sizes: Sizes) -> Result<Vec<Row>> {
 }
 
 fn s6(sizes: Sizes) -> Result<Vec<Row>> {
-    let (world, proxies) =
-        (World::new(sizes.proxies, 10), sizes.proxies * if sizes.short { 1 } else { 9 });
+    let times = if sizes.short { 1 } else { 9 };
+    let (world, proxies) = (World::new(sizes.proxies, 10), sizes.proxies * times);
+    let of = |what: &str| format!("S6 {proxies} proxies, {} services, {what}", world.services);
+    let mut rows = Vec::new();
+    let mut plain = Vec::new();
+    for mut lane in Lane::all(world, false)? {
+        lane.connect(proxies)?;
+        plain.push(come_back(&mut lane, false)?);
+    }
+    rows.extend(s6_rows(&of("plain text, sockets reset"), sizes, &plain));
     let mut lane = Lane::secure(world)?;
-    let connected = lane.connect(proxies)?;
-    let of =
-        |what: &str| format!("S6 {proxies} proxies with TLS, {} services: {what}", world.services);
-    let seconds = |took: Duration| Some(took.as_secs_f64());
-    let mut rows =
-        vec![row(of("first connect"), Unit::Seconds, Bar::None, &[seconds(connected.took)])];
-    for (what, kills) in [("sockets reset", false), ("server killed and restarted", true)] {
-        let disturb = |lane: &mut Lane| match kills {
-            true => lane.server.kill_and_restart(),
-            false => lane.fleet.reset(),
-        };
-        disturb(&mut lane)?;
-        let quiet = lane.again()?;
-        let subject = Subject::Endpoint(world.services / 2);
-        let took = lane.resynced(disturb, subject)?;
-        let of = |more: &str| of(&format!("{what}, {more}"));
-        rows.push(row(
-            of("all have what is new"),
-            Unit::Seconds,
-            sizes.at_most(6.0),
-            &[took.and_then(seconds)],
-        ));
-        rows.push(row(
-            of("bytes resent, the most of a stream"),
-            Unit::Bytes,
-            Bar::AtMost(1024.0),
-            &[Some(quiet as f64)],
-        ));
+    lane.connect(proxies)?;
+    for (what, killed) in [("sockets reset", false), ("server killed and restarted", true)] {
+        let back = come_back(&mut lane, killed)?;
+        rows.extend(s6_rows(&of(&format!("TLS, {what}")), sizes, &[back]));
     }
     Ok(rows)
 }
 
+/// What it took until all proxies were back.
+struct Back {
+    /// And had what changed meanwhile.
+    took: Option<Duration>,
+    /// Processor time of the server.
+    seconds: f64,
+    /// The most bytes that one was sent where nothing changed.
+    bytes: u64,
+}
+
+fn come_back(lane: &mut Lane, killed: bool) -> Result<Back> {
+    let disturb = |lane: &mut Lane| match killed {
+        true => lane.server.kill_and_restart(),
+        false => lane.fleet.reset(),
+    };
+    disturb(lane)?;
+    let bytes = lane.again()?;
+    let processor = lane.server.processor()?;
+    let before = processor.seconds()?;
+    let took = lane.resynced(disturb, Subject::Endpoint(lane.world.services / 2))?;
+    // A server that was started anew counts from nothing.
+    let before = if killed { 0.0 } else { before };
+    Ok(Back { took, seconds: lane.server.processor()?.seconds()? - before, bytes })
+}
+
+fn s6_rows(of: &str, sizes: Sizes, back: &[Back]) -> Vec<Row> {
+    let what = |what: &str| format!("{of}: {what}");
+    let took: Vec<_> = back.iter().map(|b| b.took.map(|took| took.as_secs_f64())).collect();
+    let seconds: Vec<_> = back.iter().map(|b| Some(b.seconds)).collect();
+    let bytes: Vec<_> = back.iter().map(|b| Some(b.bytes as f64)).collect();
+    vec![
+        row(what("all have what is new"), Unit::Seconds, sizes.at_most(6.0), &took),
+        row(what("server CPU"), Unit::Seconds, Bar::None, &seconds),
+        row(what("most bytes of a stream"), Unit::Bytes, Bar::AtMost(1024.0), &bytes),
+    ]
+}
+
 fn s8(sizes: Sizes) -> Result<Vec<Row>> {
     let n = sizes.proxies;
-    let world = World::new(100, 100);
-    let mut lane = Lane::all(world, false)?.remove(0);
-    lane.connect(n)?;
+    let (world, slow) = (World::new(100, 100), n / 10);
     // 15 KB seven times a second.
-    let (period, count) = (Duration::from_millis(150), if sizes.short { 30 } else { 200 });
-    let slow = n / 10;
-    let mut burst = |pace| {
-        lane.fleet.pace(0..slow, pace)?;
-        let before = lane.server.resident()?;
-        let subject = Subject::Endpoint(50);
-        let mut burst = lane.change(count, period, |_| subject, |proxy| proxy >= slow)?;
-        let grown = mebibytes(lane.server.resident()?) - mebibytes(before);
-        anyhow::Ok((burst.stale.percentile(99).map(milliseconds), grown, burst.report.ended))
-    };
-    let (clean, _, _) = burst(Pace::Normal)?;
-    let frozen = burst(Pace::Frozen)?;
-    let crawling = burst(Pace::Slow(1024))?;
-    lane.fleet.pace(0..slow, Pace::Normal)?;
-    lane.fleet.settled(Duration::from_secs(60))?;
-    lane.verify(&lane.fleet.report()?)?;
-    let of = |what: &str| format!("S8 {n} proxies, 100 KB/s each: {what}");
-    let mut rows = vec![row(of("p99"), Unit::Milliseconds, Bar::None, &[clean])];
-    for (what, (p99, grown, ended)) in [("a tenth frozen", frozen), ("a tenth at 1 KB/s", crawling)]
+    let (period, count) = (Duration::from_millis(150), if sizes.short { 20 } else { 40 });
+    let mut lanes = Lane::all(world, sizes.with_go())?;
+    for lane in &mut lanes {
+        lane.connect(n)?;
+    }
+    let of = |what: &str| format!("S8 {n} proxies, 100 KB/s each, {what}");
+    let mut rows = Vec::new();
+    for (what, pace) in [("a tenth frozen", Pace::Frozen), ("a tenth at 1 KB/s", Pace::Slow(1024))]
     {
-        let ratio = p99.zip(clean).map(|(with, without)| with / without);
-        rows.push(row(
-            of(&format!("{what}, p99 of the others")),
-            Unit::Milliseconds,
-            Bar::None,
-            &[p99],
-        ));
-        rows.push(row(
-            of(&format!("{what}, to the clean run")),
-            Unit::Ratio,
-            sizes.at_most(1.3),
-            &[ratio],
-        ));
-        rows.push(row(
-            of(&format!("{what}, memory grown")),
-            Unit::Mebibytes,
-            Bar::AtMost(MOST_GROWN),
-            &[Some(grown)],
-        ));
-        eprintln!("S8 {what}: {ended} streams were ended");
+        let mut clean: Vec<Rounds> = lanes.iter().map(|_| Rounds::default()).collect();
+        let mut disturbed: Vec<Rounds> = lanes.iter().map(|_| Rounds::default()).collect();
+        let mut grown = vec![0.0_f64; lanes.len()];
+        for _ in 0..sizes.rounds() {
+            for (at, lane) in lanes.iter_mut().enumerate() {
+                let burst = |lane: &mut Lane, pace| {
+                    lane.fleet.pace(0..slow, pace)?;
+                    let subject = Subject::Endpoint(50);
+                    lane.change(count, period, |_| subject, |proxy| proxy >= slow)
+                };
+                clean[at].0.push(burst(lane, Pace::Normal)?);
+                let before = lane.server.resident()?;
+                disturbed[at].0.push(burst(lane, pace)?);
+                let more = mebibytes(lane.server.resident()?) - mebibytes(before);
+                grown[at] = grown[at].max(more);
+                lane.fleet.pace(0..slow, Pace::Normal)?;
+                lane.again()?;
+            }
+        }
+        let late =
+            |rounds: &mut [Rounds]| rounds.iter_mut().map(|r| r.late(99)).collect::<Vec<_>>();
+        let (clean, disturbed) = (late(&mut clean), late(&mut disturbed));
+        let ratio = |(with, without): (&Option<f64>, &Option<f64>)| Some((*with)? / (*without)?);
+        let ratios: Vec<_> = disturbed.iter().zip(&clean).map(ratio).collect();
+        let grown: Vec<_> = grown.into_iter().map(Some).collect();
+        let of = |more: &str| of(&format!("{what}: {more}"));
+        rows.extend([
+            row(of("p99 without them"), Unit::Milliseconds, Bar::None, &clean),
+            row(of("p99 of the others"), Unit::Milliseconds, Bar::None, &disturbed),
+            row(of("the one to the other"), Unit::Ratio, sizes.at_most(1.3), &ratios),
+            row(of("memory grown"), Unit::Mebibytes, Bar::AtMost(MOST_GROWN), &grown),
+        ]);
     }
     Ok(rows)
 }
@@ -391,7 +435,7 @@ fn s10(sizes: Sizes) -> Result<Vec<Row>> {
     let world = World::new(sizes.proxies, 10);
     let time = Duration::from_secs(if sizes.short { 5 } else { 60 });
     let mut used = Vec::new();
-    for mut lane in Lane::all(world, true)? {
+    for mut lane in Lane::all(world, sizes.with_go())? {
         lane.connect(n)?;
         used.push(Some(lane.idle(time)?));
     }

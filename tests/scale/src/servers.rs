@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use envoy_api::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
-use house::mesh::{Controller, free_address, replace};
+use house::mesh::{Controller, free_address};
 use house::process::{Leashed, Processor, sibling};
 use prost::Message as _;
 use tempfile::TempDir;
@@ -27,6 +27,7 @@ use crate::fleet::Fleet;
 use crate::known::{TYPES, with_change};
 use crate::world::{Change, Subject, World};
 
+const GO_CONTROL_PLANE: &str = "go-control-plane";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What one proxy holds of Heddle: what other servers serve to all.
@@ -120,7 +121,7 @@ impl Server {
             Some(binary) => binary,
             None => return Ok(None),
         };
-        Self::peer("go-control-plane", &binary, &[], world, recording).map(Some)
+        Self::peer(GO_CONTROL_PLANE, &binary, &[], world, recording).map(Some)
     }
 
     fn peer(
@@ -160,6 +161,11 @@ impl Server {
         self.work.path().join("identity")
     }
 
+    /// Whether what it serves in the end is for us to answer for.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.name != GO_CONTROL_PLANE
+    }
+
     /// Make these changes. Out: when the first was begun.
     pub(crate) fn change(&mut self, changes: &[Change]) -> Result<Instant> {
         match &mut self.kind {
@@ -168,7 +174,8 @@ impl Server {
                 let files: Vec<_> = changes.iter().map(|change| change.file(&self.world)).collect();
                 let began = Instant::now();
                 for (name, text) in files {
-                    replace(&mesh.join(name), &text)?;
+                    // In place: a file that is moved in makes the source look at the whole folder.
+                    std::fs::write(mesh.join(name), text)?;
                 }
                 Ok(began)
             }
