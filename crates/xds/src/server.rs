@@ -13,6 +13,7 @@ mod wire;
 use std::convert::Infallible;
 use std::future::{Ready, pending, ready};
 use std::marker::PhantomData;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -233,6 +234,8 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         let ages = |age: Duration| Instant::now() + age * 9 / 10 + share(age / 5, id);
         let aged = self.options.max_age.map(ages);
         let mut end = admitted.connection.until.into_iter().chain(aged).min();
+        // Registered once, not in each turn.
+        let mut ending = pin!(sleep_until(end.unwrap_or_else(Instant::now)));
         let mut draining = false;
         loop {
             let (wants_output, deadline) = {
@@ -244,11 +247,13 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
             let unread = blocked_since.map(|since| since + self.options.write_limit);
             tokio::select! {
                 biased;
-                () = until(end) => return Ok(()),
+                () = &mut ending, if end.is_some() => return Ok(()),
                 () = closing(&mut shutdown), if !draining => {
                     draining = true;
                     let drained = Instant::now() + share(self.options.drain, id);
-                    end = end.into_iter().chain([drained]).min();
+                    let earliest = end.map_or(drained, |end| end.min(drained));
+                    end = Some(earliest);
+                    ending.as_mut().reset(earliest);
                 }
                 request = self.requests.message() => match request? {
                     Some(request) => self.on_request(&mut admitted, request).await?,

@@ -35,6 +35,10 @@ impl Session {
         removals: &mut Vec<Arc<str>>,
     ) {
         let state = self.state(ResourceType::VirtualHost);
+        if state.held.len() == 0 && state.pending.is_empty() {
+            // Nobody has a domain that could move.
+            return;
+        }
         let gains = gains(state, additions);
         if gains.is_empty() {
             return;

@@ -244,7 +244,7 @@ impl Session {
 
     fn subscribe(&mut self, resource_type: ResourceType, name: Arc<str>, first: bool) {
         let state = self.state_mut(resource_type);
-        state.names.set(name.clone(), true);
+        let _before = state.names.set(&name, true);
         // Held from an earlier stream: the proxy does not wait, it only says what it wants.
         if !(first && state.held.contains(&name)) {
             state.asked.insert(name.clone());
@@ -260,7 +260,7 @@ impl Session {
             return;
         }
         let name: Arc<str> = name.into();
-        state.names.set(name.clone(), false);
+        let _before = state.names.set(&name, false);
         if state.wildcard {
             // The proxy dropped its own interest and waits to hear what "*" says (R51).
             state.asked.insert(name);
@@ -313,16 +313,19 @@ impl Session {
     /// An ACK or NACK. A nonce that is not in flight is stale and says nothing (R28).
     fn settle(&mut self, resource_type: ResourceType, nonce: &str, error: Option<String>) {
         let now = self.now;
+        let view = self.view.clone();
         let state = self.state_mut(resource_type);
         let Ok(nonce) = nonce.parse() else { return };
         let Some(sent) = state.sent.remove(&nonce) else {
             return;
         };
-        let names: Vec<_> = sent.items.keys().cloned().collect();
+        let routes = resource_type == ResourceType::RouteConfiguration;
+        let names: Vec<_> = sent.items.keys().filter(|_| routes).cloned().collect();
         match error {
             Some(error) => {
                 state.tally.rejected_at = Some(now);
-                let rejection = reject::reject(state, resource_type, nonce, sent, error);
+                let rejection =
+                    reject::reject(state, resource_type, nonce, sent, error, view.as_deref());
                 self.rejections.push(rejection);
             }
             None => {
@@ -330,14 +333,12 @@ impl Session {
                 state.tally.acked_nonce = nonce;
                 state.tally.acked_at = Some(now);
                 for (name, resource) in sent.items {
-                    state.accept(nonce, name, resource);
+                    state.accept(nonce, name, resource, view.as_deref());
                 }
             }
         }
-        if resource_type == ResourceType::RouteConfiguration {
-            for name in &names {
-                self.revisit_hosts(name);
-            }
+        for name in &names {
+            self.revisit_hosts(name);
         }
     }
 

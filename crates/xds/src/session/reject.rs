@@ -13,6 +13,7 @@ use envoy_api::ResourceType;
 use super::message::Rejection;
 use super::state::{Parked, Sent, TypeState};
 use super::stub;
+use crate::publication::ScopeView;
 
 /// Work a NACK into the state of its type.
 pub(super) fn reject(
@@ -21,6 +22,7 @@ pub(super) fn reject(
     nonce: u64,
     sent: Sent,
     error: String,
+    view: Option<&ScopeView>,
 ) -> Rejection {
     let names: BTreeSet<_> = sent.items.keys().cloned().collect();
     let named = blamed(resource_type, &error, &names);
@@ -28,7 +30,7 @@ pub(super) fn reject(
     let mut resources = Vec::new();
     for (name, resource) in sent.items {
         if !named.is_empty() && !named.contains(&name) {
-            state.accept(nonce, name, resource);
+            state.accept(nonce, name, resource, view);
             continue;
         }
         state.refuse(nonce, &name);

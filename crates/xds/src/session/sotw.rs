@@ -145,7 +145,7 @@ impl SotwSession {
         let dropped = had.names().filter(|name| !wanted.contains(&***name)).cloned();
         for name in dropped.collect::<Vec<_>>() {
             if everything {
-                core.state_mut(resource_type).names.set(name, false);
+                let _before = core.state_mut(resource_type).names.set(&name, false);
             } else {
                 core.unsubscribe(resource_type, &name);
             }

@@ -74,6 +74,7 @@ pub(super) struct Tally {
 /// The state of one type.
 #[derive(Debug)]
 pub(super) struct TypeState {
+    resource_type: ResourceType,
     /// Whether the proxy asked for this type on this stream.
     pub(super) seen: bool,
     /// Whether anything of it was sent on this stream.
@@ -141,13 +142,16 @@ impl Holdings {
 
     /// From now on this is held under a name, or nothing.
     pub(super) fn set(&mut self, name: &Arc<str>, held: Option<Held>) {
-        if let Some(old) = self.version(name) {
-            self.sum = self.sum.wrapping_sub(mix(name, old));
-        }
         if let Some(new) = &held {
             self.sum = self.sum.wrapping_add(mix(name, new.version));
         }
-        self.names.set(Arc::clone(name), held);
+        let old = match self.names.set(name, held) {
+            Ok(held) => held.map(|held| held.version),
+            Err(offered) => offered.map(|resource| resource.version()),
+        };
+        if let Some(old) = old {
+            self.sum = self.sum.wrapping_sub(mix(name, old));
+        }
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
@@ -194,6 +198,7 @@ fn mix(name: &str, version: ContentHash) -> u64 {
 impl TypeState {
     pub(super) fn new(resource_type: ResourceType) -> Self {
         Self {
+            resource_type,
             seen: false,
             answered: false,
             empty_answer: false,
@@ -328,20 +333,24 @@ impl TypeState {
         nonce: u64,
         name: Arc<str>,
         resource: Option<Arc<EncodedResource>>,
+        view: Option<&ScopeView>,
     ) {
         if self.pending.get(&name).is_some_and(|p| p.0 == nonce) {
             self.pending.remove(&name);
         }
         let version = resource.as_ref().map(|r| r.version());
         let stand_in = |parked: &Parked| parked.stand_in.as_ref().map(|r| r.version());
-        let had = self.held.version(&name);
-        let parked = self.parked.get(&name);
-        if parked.is_some_and(|p| p.version == version || stand_in(p) != version && had != version)
-        {
-            self.parked.remove(&name);
+        if let Some(parked) = self.parked.get(&name) {
+            let had = self.held.version(&name);
+            if parked.version == version || stand_in(parked) != version && had != version {
+                self.parked.remove(&name);
+            }
         }
         // A placeholder is not what is wanted in the end, so look once more.
-        self.todo.insert(name.clone());
+        let offered = view.and_then(|view| view.get(self.resource_type, &name));
+        if version.is_none() || offered.map(|offered| offered.version()) != version {
+            self.todo.insert(name.clone());
+        }
         self.unpark_takers(&name, resource.as_deref());
         self.held.set(&name, Said::of(resource.as_ref()));
     }
