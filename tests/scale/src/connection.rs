@@ -22,9 +22,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::wire::{Http2, Part};
 
-/// Receive buffer of a proxy that reads slowly: what the kernel would take for it is not what the
-/// server must keep.
-const SLOW_BUFFER: usize = 16 << 10;
+/// Receive buffer of a proxy that reads slowly: the kernel must not take for it what the server has
+/// to keep. Larger than a segment on loopback, else the sender's timers are what is measured.
+const SLOW_BUFFER: usize = 128 << 10;
 
 /// How a proxy reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -56,8 +56,8 @@ pub(crate) struct Content {
     pub(crate) children: Vec<NameId>,
     /// Of a RouteConfiguration: its hosts come on their own.
     pub(crate) hosts_apart: bool,
-    /// The change that made it.
-    pub(crate) change: Option<Change>,
+    /// The changes that it shows.
+    pub(crate) changes: Vec<Change>,
     /// Of endpoints: how many, and the sum of the hashes of their addresses.
     pub(crate) endpoints: (u32, u64),
     pub(crate) body: Any,
@@ -138,7 +138,7 @@ impl Known {
             hash: xxh3_64(&body.value),
             children: Vec::new(),
             hosts_apart: false,
-            change: None,
+            changes: Vec::new(),
             endpoints: (0, 0),
             body: body.clone(),
         };
@@ -167,7 +167,7 @@ impl Known {
                 for (address, port) in addresses(&endpoints) {
                     out.endpoints.0 += 1;
                     out.endpoints.1 = out.endpoints.1.wrapping_add(xxh3_64(address.as_bytes()));
-                    out.change = out.change.max(world::moved(&endpoints.cluster_name, port));
+                    out.changes.extend(world::moved(&endpoints.cluster_name, port));
                 }
                 endpoints.cluster_name
             }
@@ -182,12 +182,12 @@ impl Known {
             ResourceType::RouteConfiguration => {
                 let routes = RouteConfiguration::decode(body)?;
                 out.hosts_apart = routes.vhds.is_some();
-                out.change = routes.virtual_hosts.iter().filter_map(weighed).max();
+                out.changes.extend(routes.virtual_hosts.iter().filter_map(weighed));
                 routes.name
             }
             _ => {
                 let host = VirtualHost::decode(body)?;
-                out.change = weighed(&host);
+                out.changes.extend(weighed(&host));
                 host.name
             }
         })

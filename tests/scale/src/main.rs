@@ -42,6 +42,9 @@ struct Args {
     /// A few hundred proxies and a few changes; bars are ratios to the floor
     #[arg(long)]
     short: bool,
+    /// Leave go-control-plane out; short runs do anyway
+    #[arg(long)]
+    without_go: bool,
     /// File that the figures are written to, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -78,7 +81,11 @@ fn bench(args: &Args) -> Result<bool> {
         eprintln!("bench_scale: this is a debug build; use `make bench-scale`");
     }
     raise_file_limit()?;
-    let sizes = Sizes { proxies: if args.short { 300 } else { 1000 }, short: args.short };
+    let sizes = Sizes {
+        proxies: if args.short { 300 } else { 1000 },
+        short: args.short,
+        with_go: !args.short && !args.without_go,
+    };
     let mut rows = Vec::new();
     let all = if args.short { Scenario::SHORT } else { Scenario::value_variants() };
     let scenarios = if args.scenarios.is_empty() { all } else { &args.scenarios };

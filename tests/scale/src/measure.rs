@@ -152,14 +152,15 @@ fn difference(
             return Some(format!("{name} has {} endpoints, or others", content.endpoints.0));
         }
         let step = expected.get(&Subject::Endpoint(service));
-        if content.change.map(|change| change.step) != step.copied() {
-            return Some(format!("{name} shows {:?}, not {step:?}", content.change));
+        let shown = content.changes.first().map(|change| change.step);
+        if shown != step.copied() {
+            return Some(format!("{name} shows change {shown:?}, not {step:?}"));
         }
     }
     let kinds = [ResourceType::RouteConfiguration, ResourceType::VirtualHost];
     let hosts = kinds.iter().flat_map(|kind| proxy.holds(*kind));
     let mut splits: BTreeMap<u32, u32> = BTreeMap::new();
-    for change in hosts.filter_map(|id| known.content(id).change) {
+    for change in hosts.flat_map(|id| &known.content(id).changes) {
         let Subject::Weight(service) = change.subject else { continue };
         let step = expected.get(&change.subject);
         if Some(&change.step) != step {

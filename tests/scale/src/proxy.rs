@@ -225,7 +225,7 @@ impl Proxy {
             Part::Removed(name) => incoming.removed.push(text(name)?.to_owned()),
             Part::Resource(bytes) => match known.entry(bytes, self.variant == Variant::Delta) {
                 Ok(content) => {
-                    known.content(content).change.map(&mut *seen);
+                    known.content(content).changes.iter().copied().for_each(&mut *seen);
                     incoming.contents.push(content);
                 }
                 Err(error) => incoming.fault = Some(format!("{error:#}")),
@@ -426,4 +426,86 @@ fn hold(held: &mut Vec<u32>, name: NameId, content: u32) {
 fn version_into(out: &mut String, bytes: &[u8]) -> Result<()> {
     text(bytes)?.clone_into(out);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_api::Any;
+    use envoy_api::envoy::config::cluster::v3::{Cluster, cluster};
+    use envoy_api::envoy::config::endpoint::v3::ClusterLoadAssignment;
+    use envoy_api::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Resource};
+    use prost::Message as _;
+
+    use super::*;
+
+    struct Script {
+        proxy: Proxy,
+        known: Known,
+        tally: Tally,
+    }
+
+    impl Script {
+        /// Let a response come. Out: the requests that it leads to.
+        fn receive(&mut self, kind: ResourceType, resources: &[Resource]) -> Vec<String> {
+            let entries: Vec<_> = resources.iter().map(Resource::encode_to_vec).collect();
+            let mut parts: Vec<_> = entries.iter().map(|entry| Part::Resource(entry)).collect();
+            parts.extend([Part::TypeUrl(kind.type_url().as_bytes()), Part::Nonce(b"n"), Part::End]);
+            let mut sent = Vec::new();
+            for part in parts {
+                let Self { proxy, known, tally } = self;
+                let mut send = |request: Vec<u8>| sent.push(described(&request));
+                proxy.receive(part, known, tally, &mut |_| {}, &mut send).unwrap();
+            }
+            sent
+        }
+    }
+
+    /// Type, names, versions, and whether it is an ACK, a NACK or neither.
+    fn described(request: &[u8]) -> String {
+        let request = DeltaDiscoveryRequest::decode(request).unwrap();
+        let kind = ResourceType::from_type_url(&request.type_url).unwrap().short_name();
+        let names = request.resource_names_subscribe.join(",");
+        let held = request.initial_resource_versions.len();
+        let answer = match (request.response_nonce.is_empty(), request.error_detail) {
+            (true, _) => "",
+            (false, None) => "ACK",
+            (false, Some(_)) => "NACK",
+        };
+        format!("{kind} [{names}] {held} {answer}").trim_end().to_owned()
+    }
+
+    fn resource(name: &str, body: Any) -> Resource {
+        let name = name.to_owned();
+        Resource { name, version: "1".to_owned(), resource: Some(body), ..Default::default() }
+    }
+
+    fn cluster(name: &str) -> Resource {
+        let eds = cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Eds as i32);
+        let cluster_discovery_type = Some(eds);
+        let name_of = name.to_owned();
+        let body = Cluster { name: name_of, cluster_discovery_type, ..Default::default() };
+        resource(name, Any::pack(&body))
+    }
+
+    #[test]
+    fn it_asks_as_an_envoy_does_and_says_what_it_holds_when_it_comes_back() {
+        let (proxy, known) = (Proxy::new(Variant::Delta), Known::default());
+        let mut script = Script { proxy, known, tally: Tally::default() };
+        let mut opened = Vec::new();
+        script.proxy.open(b"", &script.known, &mut |r| opened.push(described(&r)));
+        assert_eq!(opened, ["CDS [] 0"]);
+        let sent = script.receive(ResourceType::Cluster, &[cluster("c")]);
+        assert_eq!(sent, ["EDS [c] 0"], "the ACK of a cluster waits for its endpoints");
+        let cluster_name = "c".to_owned();
+        let endpoints = ClusterLoadAssignment { cluster_name, ..Default::default() };
+        let endpoints = resource("c", Any::pack(&endpoints));
+        let sent = script.receive(ResourceType::Endpoints, &[endpoints]);
+        assert_eq!(sent, ["EDS [] 0 ACK", "CDS [] 0 ACK", "LDS [] 0"]);
+        let bad = resource("other", Any::pack(&Cluster::default()));
+        assert_eq!(script.receive(ResourceType::Cluster, &[bad]), ["CDS [] 0 NACK"]);
+        assert_eq!(script.tally.faults.len(), 1);
+        let mut opened = Vec::new();
+        script.proxy.open(b"", &script.known, &mut |r| opened.push(described(&r)));
+        assert_eq!(opened, ["CDS [] 1", "EDS [c] 1", "LDS [] 0"]);
+    }
 }

@@ -43,6 +43,8 @@ pub(crate) struct Sizes {
     pub(crate) proxies: u32,
     /// Whether only ratios to the floor are held against bars.
     pub(crate) short: bool,
+    /// Whether go-control-plane is measured too.
+    pub(crate) with_go: bool,
 }
 
 /// Memory of a server at which a scenario stops. Unit: bytes.
@@ -79,11 +81,6 @@ impl Sizes {
     /// Bursts of each lane are interleaved: the machine drifts.
     fn rounds(self) -> usize {
         if self.short { 2 } else { 5 }
-    }
-
-    /// A short run is for ratios to the floor.
-    fn with_go(self) -> bool {
-        !self.short
     }
 
     /// A bar on an absolute figure, which a short run says nothing about.
@@ -124,30 +121,33 @@ fn figure<T>(
 }
 
 fn s1(sizes: Sizes) -> Result<Vec<Row>> {
-    let mut done = Vec::new();
-    for mut lane in Lane::all(World::new(sizes.proxies, 10), sizes.with_go())? {
-        let connected = lane.connect(sizes.proxies)?;
+    let (n, world) = (sizes.proxies, World::new(sizes.proxies, 10));
+    let connected = |mut lane: Lane| {
+        let connected = lane.connect(n)?;
         eprintln!("S1 {}: {}", lane.server.name, by_type(&connected.report));
-        done.push((lane.server.peak()?, connected));
-    }
-    let of = |what: &str| {
-        format!("S1 {} proxies connect, {} services: {what}", sizes.proxies, sizes.proxies)
+        anyhow::Ok((lane.server.peak()?, connected))
     };
-    let done = &mut done;
-    let proxies = f64::from(sizes.proxies);
-    let (seconds, at_most) = (Unit::Seconds, |most| sizes.at_most(most));
-    Ok(vec![
-        figure(of("all configured"), seconds, at_most(5.0), done, |(_, c)| {
-            Some(c.took.as_secs_f64())
-        }),
-        figure(of("server CPU"), seconds, at_most(4.0), done, |(_, c)| Some(c.seconds)),
-        figure(of("peak memory"), Unit::Mebibytes, at_most(500.0), done, |(peak, _)| {
-            Some(mebibytes(*peak))
-        }),
-        figure(of("bytes per proxy"), Unit::Bytes, Bar::None, done, |(_, c)| {
-            Some(c.report.received as f64 / proxies)
-        }),
-    ])
+    let lanes = Lane::all(world, sizes.with_go)?;
+    let mut delta = lanes.into_iter().map(connected).collect::<Result<Vec<_>>>()?;
+    let mut full = [connected(Lane::state_of_the_world(world)?)?];
+    let mut rows = Vec::new();
+    for (variant, done) in [("delta", &mut delta[..]), ("state of the world", &mut full)] {
+        // Bars are for delta.
+        let at_most = |most| if variant == "delta" { sizes.at_most(most) } else { Bar::None };
+        let of = |what: &str| format!("S1 {n} proxies connect, {n} services, {variant}: {what}");
+        let (seconds, mib) = (Unit::Seconds, Unit::Mebibytes);
+        let (configured, memory) = (of("all configured"), of("peak memory"));
+        let bytes = of("bytes per proxy");
+        rows.extend([
+            figure(configured, seconds, at_most(5.0), done, |(_, c)| Some(c.took.as_secs_f64())),
+            figure(of("server CPU"), seconds, at_most(4.0), done, |(_, c)| Some(c.seconds)),
+            figure(memory, mib, at_most(500.0), done, |(peak, _)| Some(mebibytes(*peak))),
+            figure(bytes, Unit::Bytes, Bar::None, done, |(_, c)| {
+                Some(c.report.received as f64 / f64::from(n))
+            }),
+        ]);
+    }
+    Ok(rows)
 }
 
 /// Bursts of changes at every lane in turn. Out: for each lane its bursts.
@@ -219,7 +219,7 @@ fn s2(sizes: Sizes) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let worlds = [World::new(100, 10), World::new(1000, 10), World::new(100, 100)];
     for world in worlds.into_iter().take(if sizes.short { 1 } else { worlds.len() }) {
-        let mut lanes = Lane::all(world, sizes.with_go())?;
+        let mut lanes = Lane::all(world, sizes.with_go)?;
         for lane in &mut lanes {
             lane.connect(sizes.proxies)?;
         }
@@ -230,7 +230,7 @@ fn s2(sizes: Sizes) -> Result<Vec<Row>> {
         // One server after the other: together they would have too many files.
         let (world, proxies) = (World::new(100, 10), sizes.proxies * 9);
         let mut done = Vec::new();
-        for mut lane in Lane::all(world, true)? {
+        for mut lane in Lane::all(world, sizes.with_go)? {
             lane.connect(proxies)?;
             done.extend(bursts(std::slice::from_mut(&mut lane), sizes.rounds(), |l| {
                 flips(l, 4, 1500)
@@ -256,7 +256,7 @@ fn s2_rows(sizes: Sizes, world: World, proxies: u32, p99: f64, done: &mut [Round
 
 fn s3(sizes: Sizes) -> Result<Vec<Row>> {
     let (n, world) = (sizes.proxies, World::new(sizes.proxies, 10));
-    let mut lanes = Lane::all(world, sizes.with_go())?;
+    let mut lanes = Lane::all(world, sizes.with_go)?;
     for lane in &mut lanes {
         lane.connect(n)?;
     }
@@ -272,7 +272,7 @@ fn s4(sizes: Sizes) -> Result<Vec<Row>> {
     let (n, world) = (sizes.proxies, World::new(sizes.proxies, 10));
     let changes = if sizes.short { 500 } else { 6000 };
     let period = Duration::from_millis(10);
-    let mut lanes = Lane::all(world, sizes.with_go())?;
+    let mut lanes = Lane::all(world, sizes.with_go)?;
     for lane in &mut lanes {
         lane.connect(n)?;
     }
@@ -386,7 +386,7 @@ fn s8(sizes: Sizes) -> Result<Vec<Row>> {
     let (world, slow) = (World::new(100, 100), n / 10);
     // 15 KB seven times a second.
     let (period, count) = (Duration::from_millis(150), if sizes.short { 20 } else { 40 });
-    let mut lanes = Lane::all(world, sizes.with_go())?;
+    let mut lanes = Lane::all(world, sizes.with_go)?;
     for lane in &mut lanes {
         lane.connect(n)?;
     }
@@ -435,7 +435,7 @@ fn s10(sizes: Sizes) -> Result<Vec<Row>> {
     let world = World::new(sizes.proxies, 10);
     let time = Duration::from_secs(if sizes.short { 5 } else { 60 });
     let mut used = Vec::new();
-    for mut lane in Lane::all(world, sizes.with_go())? {
+    for mut lane in Lane::all(world, sizes.with_go)? {
         lane.connect(n)?;
         used.push(Some(lane.idle(time)?));
     }

@@ -13,6 +13,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -63,7 +64,7 @@ impl Recording {
             let mut recording = Self { resources: Vec::new(), subjects: HashMap::new() };
             for id in TYPES.iter().flat_map(|kind| proxies[0].holds(*kind)) {
                 let content = known.content(id);
-                if let Some(change) = content.change {
+                for change in &content.changes {
                     let places = recording.subjects.entry(change.subject).or_default();
                     places.push(recording.resources.len());
                 }
@@ -262,9 +263,12 @@ fn tell(control: &mut TcpStream, resources: Vec<Resource>) -> Result<()> {
 
 /// The Go server, built now unless it is up to date; none without Go.
 fn built_go() -> Result<Option<PathBuf>> {
+    static SKIPPED: Once = Once::new();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("go-control-plane");
     if !Command::new("go").arg("version").output().is_ok_and(|o| o.status.success()) {
-        println!("SKIPPED: go-control-plane is not measured: there is no Go (`go version` fails)");
+        SKIPPED.call_once(|| {
+            println!("SKIPPED: go-control-plane is not measured: there is no Go (`go version`)");
+        });
         return Ok(None);
     }
     let binary = std::env::current_exe()?.with_file_name("scale-go-control-plane");
