@@ -20,8 +20,13 @@ use house::backend::Backend;
 use house::client::Client;
 use house::load::Traffic;
 use house::mesh::{Envoy, free_address};
-use house::process::built;
+use house::process::{Leashed, built};
+use house::static_file::certificates;
 use http::StatusCode;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic_health::ServingStatus;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -191,12 +196,19 @@ fn given_an_application_then_its_probes_and_metrics_are_the_agents_and_it_may_en
         let _controller = house.controller().await?;
         let backend = Backend::start((Ipv4Addr::LOCALHOST, 0).into(), "app").await?;
         let (port, closed) = (backend.address.port(), free_address()?.port());
+        let (health, health_port) = health().await?;
+        let (_secure, secure_port) = secure(&house)?;
         let probes = format!(
             "appProbes:\n  /app-health/app/livez: {{httpGet: {{path: /live, port: {port}, \
              httpHeaders: [{{name: Host, value: app.test}}]}}}}\n  \
              /app-health/app/readyz: {{tcpSocket: {{port: {port}}}}}\n  \
              /app-health/app/startupz: {{httpGet: {{port: {closed}}}}}\n  \
-             /app-health/rpc/livez: {{grpc: {{port: {port}}}}}\n\
+             /app-health/rpc/livez: {{grpc: {{port: {port}}}}}\n  \
+             /app-health/health/livez: {{grpc: {{port: {health_port}}}}}\n  \
+             /app-health/health/readyz: {{grpc: {{port: {health_port}, service: asleep}}}}\n  \
+             /app-health/health/startupz: {{grpc: {{port: {health_port}, service: other}}}}\n  \
+             /app-health/tls/livez: {{httpGet: {{port: {secure_port}, scheme: HTTPS}}}}\n  \
+             /app-health/tls/readyz: {{httpGet: {{port: {secure_port}}}}}\n\
              appMetrics: {{port: {port}, path: /metrics}}\ndrainDuration: 0\n"
         );
         let mut agent = house.agent(GATEWAY, &probes)?;
@@ -207,12 +219,18 @@ fn given_an_application_then_its_probes_and_metrics_are_the_agents_and_it_may_en
             ("app/startupz", StatusCode::SERVICE_UNAVAILABLE, "refused"),
             // It speaks HTTP/2, and no gRPC.
             ("rpc/livez", StatusCode::SERVICE_UNAVAILABLE, "fails"),
+            ("health/livez", StatusCode::OK, "ok"),
+            ("health/readyz", StatusCode::SERVICE_UNAVAILABLE, "it says NOT_SERVING"),
+            ("health/startupz", StatusCode::SERVICE_UNAVAILABLE, "service not registered"),
+            ("tls/livez", StatusCode::OK, "ok"),
+            ("tls/readyz", StatusCode::SERVICE_UNAVAILABLE, "fails"),
             ("other/livez", StatusCode::NOT_FOUND, "/app-health/other/livez"),
         ] {
             let answer = agent.get(agent.metrics, &format!("/app-health/{probe}")).await?;
             let text = String::from_utf8_lossy(&answer.body).into_owned();
             ensure!(answer.status == expected && text.contains(says), "{probe}: {answer:?}");
         }
+        health.abort();
         // One page of all; the application's own page is no metric, but it is there.
         let text = agent.page().await?;
         for part in [
@@ -257,6 +275,39 @@ fn given_an_application_then_its_probes_and_metrics_are_the_agents_and_it_may_en
         ended(agent).await?;
         Ok(())
     });
+}
+
+/// An application that answers gRPC's own health checks: it serves, but for one of its services.
+async fn health() -> Result<(JoinHandle<()>, u16)> {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    reporter.set_service_status("asleep", ServingStatus::NotServing).await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let port = listener.local_addr()?.port();
+    let server = tonic::transport::Server::builder().add_service(service);
+    let connections = TcpListenerStream::new(listener);
+    let serve = tokio::spawn(async move {
+        server.serve_with_incoming(connections).await.expect("it serves");
+    });
+    Ok((serve, port))
+}
+
+/// An application that speaks TLS by itself, with a certificate that nobody knows.
+fn secure(house: &Standalone) -> Result<(Leashed, u16)> {
+    let address = free_address()?;
+    let parts = certificates()?;
+    let file = |name: &str| -> Result<String> {
+        let path = house.path(&format!("{name}.pem"));
+        let text = parts[name]["inline_string"].as_str().context("a text")?;
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let (chain, key) = (file("certificate_chain")?, file("private_key")?);
+    let at = address.to_string();
+    let args = ["s_server", "-accept", &at, "-cert", &chain, "-key", &key, "-www", "-quiet"];
+    let args = args.map(str::to_owned);
+    let log = house.path("openssl.log");
+    let process = Leashed::start("openssl", Path::new("openssl"), &args, &log)?;
+    Ok((process, address.port()))
 }
 
 /// Nobody else gets the key: not by the files' modes, and not past them.
