@@ -107,7 +107,10 @@ pub(super) async fn serve_with(
     let options = adjust(Options::new("replica-1", events_in, closing));
     let streams = options.streams.clone();
     let stats = options.stats.clone();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // As the controller does: with the usual 128, hundreds that come at once are reset.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(4096).unwrap();
     let address = listener.local_addr().unwrap();
     let server = Server::builder().add_service(XdsServer::new(gate.clone(), options));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
