@@ -338,12 +338,11 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
             }
             return Ok(());
         }
-        if !request.asked().is_empty() {
+        let (url, limit) = (request.type_url(), self.options.settings.response_bytes);
+        for names in wire::parts(request.asked(), limit) {
             admitted.unknown += 1;
             let nonce = format!("unknown-{}", admitted.unknown);
-            let identifier = &self.options.identifier;
-            let (url, names) = (request.type_url(), request.asked());
-            let message = wire::unknown_type_frame(url, &nonce, names, identifier);
+            let message = wire::unknown_type_frame(url, &nonce, names, &self.options.identifier);
             // A client that does not read waits for its own answer here.
             let sent = self.messages.send(message);
             if timeout(self.options.write_limit, sent).await.is_err() {

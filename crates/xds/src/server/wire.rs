@@ -219,6 +219,19 @@ fn sotw_frame(response: &Response, control_plane: &str) -> Outgoing {
     frame(head, response.resources.iter().map(|r| r.sotw_entry()))
 }
 
+/// Names, one after the other, in parts of so many bytes.
+pub(super) fn parts(names: &[String], bytes: usize) -> impl Iterator<Item = &[String]> {
+    let mut sum = names.first().map_or(0, String::len);
+    names.chunk_by(move |_, next| {
+        sum += next.len();
+        let fits = sum <= bytes;
+        if !fits {
+            sum = next.len();
+        }
+        fits
+    })
+}
+
 /// The delta answer to names of a type that is not served.
 pub(super) fn unknown_type_frame(
     type_url: &str,

@@ -33,8 +33,7 @@ impl Session {
             }
             return;
         }
-        let items = missing.into_iter().map(|name| (name, None)).collect();
-        self.emit(resource_type, false, items);
+        self.emit_names(resource_type, false, missing);
     }
 
     /// Step 3: write additions, in several responses where one would be too large. Says whether
@@ -118,7 +117,7 @@ impl Session {
             return;
         }
         let in_use = self.in_use(resource_type, &names);
-        let mut items = BTreeMap::new();
+        let mut free = Vec::new();
         for name in names {
             let blocked = in_use.contains(&name);
             if let Some(since) = self.wait(resource_type, &name, true, blocked) {
@@ -130,10 +129,26 @@ impl Session {
                 let resource = ResourceRef::new(resource_type, name.clone());
                 self.notices.push(Notice::RemovedWhileReferenced { resource });
             }
+            free.push(name);
+        }
+        self.emit_names(resource_type, true, free);
+    }
+
+    /// Write removed or missing names, in several responses where one would be too large.
+    fn emit_names(&mut self, resource_type: ResourceType, push: bool, names: Vec<Arc<str>>) {
+        let mut items = BTreeMap::new();
+        let mut bytes = 0;
+        for name in names {
+            let full = bytes + name.len() > self.settings.response_bytes;
+            if full && !self.full_sets && !items.is_empty() {
+                self.emit(resource_type, push, std::mem::take(&mut items));
+                bytes = 0;
+            }
+            bytes += name.len();
             items.insert(name, None);
         }
         if !items.is_empty() {
-            self.emit(resource_type, true, items);
+            self.emit(resource_type, push, items);
         }
     }
 

@@ -8,6 +8,7 @@
     reason = "the whole crate is a test, its helpers too"
 )]
 
+mod bad_input;
 mod delta;
 mod dsl;
 mod equal;

@@ -129,9 +129,22 @@ impl Running {
         Channel::from_shared(address).unwrap().connect().await.unwrap()
     }
 
+    /// The service itself, without a network.
+    pub(super) fn service(&self) -> XdsServer<Gate> {
+        let (events, _nobody) = mpsc::channel(1);
+        let streams = self.streams.clone();
+        let options = Options::new("replica-1", events, self.shutdown.subscribe());
+        XdsServer::new(self.gate.clone(), Options { streams, ..options })
+    }
+
     pub(super) async fn delta(&self) -> Client {
+        self.delta_over(self.channel().await).await
+    }
+
+    pub(super) async fn delta_over(&self, channel: Channel) -> Client {
         let (requests, outgoing) = mpsc::channel(16);
-        let mut client = AggregatedDiscoveryServiceClient::new(self.channel().await);
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20);
         let responses =
             client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await.unwrap();
         Client { requests: Some(requests), responses: responses.into_inner() }
@@ -176,19 +189,19 @@ impl Client {
     }
 
     pub(super) async fn ack(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
-        let error_detail = error.map(|message| envoy_api::google::rpc::Status {
-            code: 13,
-            message: message.to_owned(),
-            ..Default::default()
-        });
         let request = DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
-            error_detail,
+            error_detail: error.map(error_detail),
             ..Default::default()
         };
         self.send(request).await;
     }
+}
+
+pub(super) fn error_detail(message: impl Into<String>) -> envoy_api::google::rpc::Status {
+    let message = message.into();
+    envoy_api::google::rpc::Status { code: 13, message, ..Default::default() }
 }
 
 pub(super) fn request(node: Option<&str>, resource_type: ResourceType) -> DeltaDiscoveryRequest {
@@ -338,9 +351,7 @@ async fn r15_a_reconnect_with_100_000_versions_is_accepted() {
 async fn r16_other_methods_are_unimplemented() {
     use tower::Service as _;
     let server = serve(true, []).await;
-    let (events, _kept) = mpsc::channel(1);
-    let options = Options::new("replica-1", events, server.shutdown.subscribe());
-    let mut service = XdsServer::new(server.gate.clone(), options);
+    let mut service = server.service();
     let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/FetchAll";
     let request = http::Request::post(path).body(tonic::body::Body::empty());
     let answer = service.call(request.unwrap()).await.unwrap();
