@@ -38,6 +38,10 @@ const BACKLOG: u32 = 4096;
 /// Stream events that may wait for the loop. When full they are counted as dropped; the status of
 /// the stream still shows them.
 const STREAM_EVENTS: usize = 1024;
+/// Streams of a connection in plain text; a proxy has one.
+const STREAMS: u32 = 1024;
+/// Streams of a connection that may be reset for the client's mistakes, before it is ended.
+const RESETS: usize = 1024;
 /// How long streams may take to end once they were told to.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -243,6 +247,9 @@ async fn serve_xds(
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        // Without these tonic has no limit.
+        .max_concurrent_streams(STREAMS)
+        .http2_max_local_error_reset_streams(Some(RESETS))
         .add_service(server)
         .serve_with_incoming_shutdown(incoming, async move {
             // An error means that the sender is gone, which is the end as well.

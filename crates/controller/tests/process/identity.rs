@@ -11,6 +11,7 @@ use identity::folder::{read_ca, write_ca};
 use identity::{Authority, CertifiedRequest, IdentityFolder, JoinTokens, PrivateKey, client, tls};
 use prost_types::Value as Field;
 use prost_types::value::Kind;
+use rustls::ClientConfig;
 use serde_json::Value;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -22,13 +23,13 @@ const HOUR: Duration = Duration::from_secs(3600);
 const SIDECAR: &str = "sidecar~10.0.0.9~web-1.edge~edge.svc.cluster.local";
 
 /// A controller with an authority, and the authority's folder.
-struct Secured {
-    controller: Controller,
-    folder: Folder,
+pub(super) struct Secured {
+    pub(super) controller: Controller,
+    pub(super) folder: Folder,
 }
 
 impl Secured {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         Self::start_with(&[])
     }
 
@@ -56,8 +57,8 @@ impl Secured {
         Authority::from_files(&files, SystemTime::now()).expect("usable")
     }
 
-    /// Connect as a workload whose certificate lasts so long; none: without certificate.
-    async fn connect(&self, who: Option<(&str, &str, Duration)>) -> Channel {
+    /// TLS of a workload whose certificate lasts so long; none: without certificate.
+    pub(super) fn tls(&self, who: Option<(&str, &str, Duration)>) -> ClientConfig {
         let authority = self.authority();
         let key = PrivateKey::generate().expect("a key");
         let certificate = who.map(|(namespace, account, lifetime)| {
@@ -68,9 +69,13 @@ impl Secured {
             let issued = authority.issue(&id, &request, lifetime, SystemTime::now());
             (vec![issued.expect("issued").der], &key)
         });
-        let config = tls::client_config(authority.roots(), certificate).expect("set up");
+        tls::client_config(authority.roots(), certificate).expect("set up")
+    }
+
+    /// Connect as this workload.
+    async fn connect(&self, who: Option<(&str, &str, Duration)>) -> Channel {
         let address = self.controller.secure.expect("a secure port").to_string();
-        client::connect(&address, config).await.expect("connected")
+        client::connect(&address, self.tls(who)).await.expect("connected")
     }
 
     /// Open a stream as this workload with this node.

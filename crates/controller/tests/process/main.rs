@@ -9,6 +9,7 @@
 mod admin;
 mod bad_input;
 mod files;
+mod floods;
 mod identity;
 mod mesh_pages;
 mod start;
@@ -137,8 +138,12 @@ impl Guard {
         self.log.lock().expect("no panic").clone()
     }
 
+    fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
+        let id = self.id().to_string();
         let sent = Command::new("kill").args([&format!("-{name}"), &id]).status();
         assert!(sent.expect("kill runs").success());
     }
