@@ -29,7 +29,7 @@ pub(crate) fn load(folder: &Path) -> Option<Certificate> {
     let text = std::str::from_utf8(&text).ok()?;
     let (key, chain) = text.split_at(text.find(CHAIN)?);
     let key = PrivateKey::from_pem(key.as_bytes()).ok()?;
-    Certificate::new(key, chain.to_owned()).filter(|kept| !kept.left().is_zero())
+    Certificate::new(key, chain.to_owned()).filter(|kept| kept.check().is_ok())
 }
 
 /// Keep a certificate for the next run.

@@ -79,6 +79,9 @@ pub enum ClientError {
     /// The service said something else.
     #[error("the certificate service answered without a certificate or without roots")]
     Answer,
+    /// A certificate that no proxy would take.
+    #[error("the certificate cannot be used: {0}")]
+    Unusable(String),
     /// The certificate names nobody.
     #[error("{0}")]
     Identity(String),
@@ -116,6 +119,18 @@ impl Certificate {
         Ok(id)
     }
 
+    /// Whether it is for its key and holds still. A proxy that is given another one refuses all that
+    /// comes with it.
+    pub fn check(&self) -> Result<(), ClientError> {
+        if self.left().is_zero() {
+            return Err(ClientError::Unusable("its time is over".to_owned()));
+        }
+        let chain = pem::certificates(self.chain.as_bytes()).unwrap_or_default();
+        let pair = tls::certified(chain, &self.key);
+        pair.map_err(|error| ClientError::Unusable(error.to_string()))?;
+        Ok(())
+    }
+
     /// How long it holds still; nothing if its time is over.
     pub fn left(&self) -> Duration {
         self.not_after.duration_since(SystemTime::now()).unwrap_or_default()
@@ -150,6 +165,7 @@ pub async fn obtain(
     let channel = connect(address, tls).await?;
     let Certified { chain, roots } = request(&channel, token, csr, lifetime).await?;
     let certificate = Certificate::new(key, chain).ok_or(ClientError::Answer)?;
+    certificate.check()?;
     let roots = TrustBundle::from_pem(roots.as_bytes()).map_err(|_| ClientError::Answer)?;
     Ok((certificate, roots))
 }
@@ -234,4 +250,40 @@ pub async fn request(
         return Err(ClientError::Answer);
     }
     Ok(Certified { chain: parts.concat(), roots })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::expect_used, reason = "tests")]
+
+    use super::*;
+    use crate::authority::Authority;
+    use crate::csr::CertifiedRequest;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// The chain of a certificate for a key, issued at some time for an hour.
+    fn issued(key: &PrivateKey, now: SystemTime) -> String {
+        let id: SpiffeId = "spiffe://cluster.local/ns/a/sa/b".parse().expect("an id");
+        let files = Authority::self_signed(id.trust_domain(), now).expect("a root");
+        let authority = Authority::from_files(&files, now).expect("usable");
+        let csr = csr(key, None).expect("a request");
+        let request = CertifiedRequest::check(csr.as_bytes(), &id).expect("a good request");
+        let issued = authority.issue(&id, &request, HOUR, now).expect("issued");
+        pem::encode("CERTIFICATE", &issued.der)
+    }
+
+    #[test]
+    fn r80_a_certificate_of_another_key_or_whose_time_is_over_is_not_taken() {
+        let now = SystemTime::now();
+        let other = PrivateKey::generate().expect("a key");
+        for (key, at, good) in
+            [(None, now, true), (Some(other), now, false), (None, now - 3 * HOUR, false)]
+        {
+            let own = PrivateKey::generate().expect("a key");
+            let chain = issued(&own, at);
+            let certificate = Certificate::new(key.unwrap_or(own), chain).expect("a certificate");
+            assert_eq!(certificate.check().is_ok(), good, "{:?}", certificate.check());
+        }
+    }
 }

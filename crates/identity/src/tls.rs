@@ -130,7 +130,7 @@ pub(crate) fn identity_of(certificate: &[u8]) -> Result<(SpiffeId, SystemTime), 
 }
 
 /// A chain and its key, of one pair. The copy of the key that is made on the way is wiped.
-fn certified(
+pub(crate) fn certified(
     chain: Vec<CertificateDer<'static>>,
     key: &PrivateKey,
 ) -> Result<Arc<SingleCertAndKey>, TlsError> {

@@ -191,7 +191,7 @@ fn given_a_file_that_may_not_be_read_then_it_keeps_its_objects() {
 }
 
 #[test]
-fn given_a_folder_that_vanishes_then_its_objects_stay_and_its_successor_is_watched() {
+fn r89_given_a_folder_that_vanishes_then_its_objects_stay_and_its_successor_is_watched() {
     let parent = Folder::with("source/a.yaml", service("a"));
     let source = parent.path().join("source");
     let controller = Controller::on(&source);

@@ -1,5 +1,6 @@
 //! A proxy that speaks xDS to the running controller.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use envoy_api::envoy::config::core::v3::{BuildVersion, Node, node::UserAgentVersionType};
@@ -280,6 +281,42 @@ async fn given_state_of_the_world_then_virtual_hosts_are_inlined_and_the_dump_sa
         "{dump}"
     );
     assert!(dump.contains("VirtualService edge/shop spec.hosts"), "{dump}");
+}
+
+/// Versions of all that a proxy is sent: of each resource, and of each type without a name.
+async fn versions(controller: &Controller) -> BTreeMap<(String, String), String> {
+    let mut proxy = Proxy::connect(controller, node(ID, 40)).await;
+    proxy.subscribe(EDS, &[CLUSTER]).await;
+    proxy.subscribe(LDS, &[]).await;
+    proxy.subscribe(RDS, &["http.8080"]).await;
+    proxy.subscribe(VHDS, &[]).await;
+    let mut found = BTreeMap::new();
+    for _ in [CDS, EDS, LDS, RDS, VHDS] {
+        let response = proxy.next().await;
+        proxy.answer(&response, None).await;
+        let of_type = |name: &str| (response.type_url.clone(), name.to_owned());
+        for resource in &response.resources {
+            found.insert(of_type(&resource.name), resource.version.clone());
+        }
+        found.insert(of_type(""), response.system_version_info.clone());
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r59_two_processes_and_the_next_one_give_equal_versions_to_equal_content_alone() {
+    let folder = Folder::with("mesh.yaml", MESH);
+    let (one, two) = (Controller::on(folder.path()), Controller::on(folder.path()));
+    let first = versions(&one).await;
+    assert_eq!(first.len(), 5 + 6, "{first:#?}");
+    assert_eq!(versions(&two).await, first);
+    drop(one);
+    assert_eq!(versions(&Controller::on(folder.path())).await, first, "after a restart");
+    folder.write("mesh.yaml", MESH.replace("RANDOM", "ROUND_ROBIN"));
+    let after = versions(&Controller::on(folder.path())).await;
+    let differ: Vec<_> = first.keys().filter(|key| first[*key] != after[*key]).collect();
+    let of_type = |name: &str| (CDS.to_owned(), name.to_owned());
+    assert_eq!(differ, [&of_type(""), &of_type(CLUSTER)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

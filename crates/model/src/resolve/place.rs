@@ -170,6 +170,8 @@ fn covers(pattern: &str, place: &Locality) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -191,6 +193,43 @@ mod tests {
             ("eu", false),
         ] {
             assert_eq!(covers(pattern, &here), expected, "{pattern}");
+        }
+    }
+
+    /// A spot of a rank; several have the same.
+    fn spot(rank: usize, n: u8) -> Spot {
+        let (region, zone) = (rank.to_string().into(), n.to_string().into());
+        let locality = Locality { region, zone, ..Locality::default() };
+        Spot { locality: Arc::new(locality), labels: None }
+    }
+
+    fn rank(spot: &Spot) -> usize {
+        spot.locality.region.parse().unwrap_or_default()
+    }
+
+    fn spots() -> impl Strategy<Value = BTreeMap<Spot, u32>> {
+        let spot = (0..5_usize, 0..4_u8).prop_map(|(rank, n)| spot(rank, n));
+        proptest::collection::btree_map(spot, any::<u32>(), 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn r88_priorities_move_only_when_all_places_of_a_nearer_rank_come_or_go(
+            before in spots(),
+            after in spots(),
+        ) {
+            let ranks = |of: &BTreeMap<Spot, u32>| of.keys().map(rank).collect::<BTreeSet<_>>();
+            let (old, new) = (ranks(&before), ranks(&after));
+            let then = prioritized(&after, rank);
+            for (spot, place) in prioritized(&before, rank) {
+                let nearer: Vec<_> = old.range(..rank(&spot)).collect();
+                prop_assert_eq!(place.priority as usize, nearer.len(), "no gaps");
+                if let Some(moved) = then.get(&spot)
+                    && new.range(..rank(&spot)).eq(nearer)
+                {
+                    prop_assert_eq!(moved.priority, place.priority, "{:?}", spot);
+                }
+            }
         }
     }
 }

@@ -219,7 +219,7 @@ fn given_an_edit_that_means_nothing_to_us_then_nothing_is_said() {
 }
 
 #[test]
-fn given_a_server_that_is_away_then_what_was_read_stays_and_the_state_says_since_when() {
+fn r89_given_a_server_that_is_away_then_what_was_read_stays_and_the_state_says_since_when() {
     run(async {
         let fake = installed();
         fake.state().put("services", key("a"), service("a", 80));
@@ -281,7 +281,7 @@ fn given_a_crd_that_is_removed_while_nobody_looked_then_its_objects_are_gone() {
 }
 
 #[test]
-fn given_a_resource_that_is_not_found_while_discovery_fails_then_what_was_read_stays() {
+fn r89_given_a_resource_that_is_not_found_while_discovery_fails_then_what_was_read_stays() {
     run(async {
         let fake = installed();
         fake.state().put("virtualservices", key("r"), rule("r", "a"));
