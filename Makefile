@@ -6,7 +6,7 @@ CACHE := $(or $(HEDDLE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heddle)
 DENY_VERSION := 0.20.2
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build test lint demo bench bench-cluster bench-scale bench-short soak mutants envoy e2e cluster-up cluster-down
+.PHONY: help build test lint demo bench bench-cluster bench-scale bench-short soak live mutants envoy e2e cluster-up cluster-down
 
 help: ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -16,7 +16,9 @@ build: ## Build the binaries
 
 test: ## Run every test that needs no cluster; ends with "N passed, N failed, N skipped"
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy || true)"; \
+	ENVOY_OLD_BIN="$$(tests/scripts/fetch-envoy old || true)"; \
 	if [ -n "$$ENVOY_BIN" ]; then export ENVOY_BIN; else unset ENVOY_BIN; fi; \
+	if [ -n "$$ENVOY_OLD_BIN" ]; then export ENVOY_OLD_BIN; else unset ENVOY_OLD_BIN; fi; \
 	tests/scripts/summarise $(CARGO) test-all
 
 lint: ## Check format, code, documentation, dependencies
@@ -44,6 +46,12 @@ soak: ## Keep real proxies under load for minutes while certificates change (SOA
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && export ENVOY_BIN && \
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin heddle-agent --bin leash --bin soak --bin bench_scale && \
 	"$(TARGET)/release/soak" $(RUNS) $(if $(RUNS),,&& "$(TARGET)/release/bench_scale" s4 s5 s6 s10)
+
+live: ## Edit the mesh of ten real Envoys 10,000 times under traffic, once in quiet, once while connections are cut and controllers killed (EDITS, ENVOYS, SEED; an hour)
+	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && ENVOY_OLD_BIN="$$(tests/scripts/fetch-envoy old)" && \
+	export ENVOY_BIN ENVOY_OLD_BIN && \
+	HEDDLE_LIVE_EDITS="$(or $(EDITS),10000)" HEDDLE_LIVE_ENVOYS="$(or $(ENVOYS),10)" $(if $(SEED),HEDDLE_LIVE_SEED="$(SEED)") \
+	$(CARGO) test --release --locked --package heddle-tests --test live -- --nocapture --test-threads 1 fleet
 
 bench-cluster: ## Measure reading a large cluster, memory, and a write's way to a proxy, as root
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_cluster --bin leash && \

@@ -549,12 +549,9 @@ async fn sidecar(
         xds_host: xds.ip().to_string(),
         xds_port: xds.port(),
         protocol: Protocol::Delta,
-        admin_address: Some((admin.ip().to_string(), admin.port())),
         ..Default::default()
     };
     let work = work.join(admin.ip().to_string());
     std::fs::create_dir(&work)?;
-    let file = work.join("envoy.json");
-    std::fs::write(&file, bootstrap.to_json().to_string())?;
-    Envoy::from_file(binary, &file, admin, &work).await
+    Envoy::launch(binary, bootstrap, admin, &work).await
 }

@@ -14,6 +14,7 @@ pub mod load;
 pub mod mesh;
 pub mod namespace;
 pub mod process;
+pub mod relay;
 pub mod static_file;
 pub mod statistics;
 pub mod traffic;

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use envoy_api::bootstrap::{Bootstrap, Protocol};
 use http::StatusCode;
 use rand::Rng as _;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::client::Client;
 use crate::process::Leashed;
@@ -119,9 +119,20 @@ impl Controller {
 
     /// What `/debug/syncz` says of a proxy; nothing before it is connected.
     pub async fn sync_state(&self, client: &mut Client, node: &str) -> Result<Option<SyncState>> {
+        Ok(self.sync_states(client).await?.into_iter().find(|state| state.page["proxy"] == node))
+    }
+
+    /// What `/debug/syncz` says of every stream.
+    pub async fn sync_states(&self, client: &mut Client) -> Result<Vec<SyncState>> {
         let page = client.json("/debug/syncz").await?;
-        let mut streams = page.as_array().map(Vec::as_slice).unwrap_or_default().iter();
-        Ok(streams.find(|stream| stream["proxy"] == node).map(SyncState::read))
+        Ok(page.as_array().into_iter().flatten().map(SyncState::read).collect())
+    }
+
+    /// Whether `/readyz` says so now; fails if it has ended.
+    pub async fn is_ready(&mut self) -> Result<bool> {
+        self.process.check()?;
+        let answer = Client::new(self.http).get(&self.http.to_string(), "/readyz").await;
+        Ok(answer.is_ok_and(|answer| answer.status == StatusCode::OK))
     }
 
     /// Wait until a proxy is sent more than `sent` responses and is synced.
@@ -182,6 +193,11 @@ impl Controller {
         &self.process
     }
 
+    /// End it without a warning, as a machine does that fails.
+    pub fn kill(self) -> Result<()> {
+        self.process.kill()
+    }
+
     /// End it, and fail unless it ends well.
     pub fn stop(self) -> Result<()> {
         let log = self.process.log_end();
@@ -201,9 +217,13 @@ impl Envoy {
         std::env::var_os("ENVOY_BIN").map(PathBuf::from)
     }
 
+    /// The binary that `ENVOY_OLD_BIN` names, if any: an Envoy older than 1.40.
+    pub fn old_binary() -> Option<PathBuf> {
+        std::env::var_os("ENVOY_OLD_BIN").map(PathBuf::from)
+    }
+
     /// Start a gateway proxy and wait until it answers on its admin port.
     pub async fn start(binary: &Path, xds: SocketAddr, work: &Path) -> Result<Self> {
-        let admin = free_address()?;
         let labels: Map<String, Value> =
             GATEWAY_LABELS.iter().map(|(k, v)| ((*k).to_owned(), Value::from(*v))).collect();
         let bootstrap = Bootstrap {
@@ -213,9 +233,20 @@ impl Envoy {
             xds_host: xds.ip().to_string(),
             xds_port: xds.port(),
             protocol: Protocol::Delta,
-            admin_address: Some((admin.ip().to_string(), admin.port())),
             ..Default::default()
         };
+        Self::launch(binary, bootstrap, free_address()?, work).await
+    }
+
+    /// Start a proxy with this bootstrap and its admin pages there.
+    pub async fn launch(
+        binary: &Path,
+        bootstrap: Bootstrap,
+        admin: SocketAddr,
+        work: &Path,
+    ) -> Result<Self> {
+        let admin_address = Some((admin.ip().to_string(), admin.port()));
+        let bootstrap = Bootstrap { admin_address, ..bootstrap };
         let file = work.join("envoy.json");
         std::fs::write(&file, bootstrap.to_json().to_string())?;
         Self::from_file(binary, &file, admin, work).await
@@ -276,30 +307,9 @@ impl Envoy {
         Ok(found)
     }
 
-    /// What it was sent, as it stands: clusters, listeners, routes with their hosts, endpoints, each
-    /// by its name. Equal however it was sent.
+    /// What it was sent, as it stands.
     pub async fn state(&self) -> Result<BTreeMap<String, Value>> {
-        let dump = self.page("/config_dump?include_eds").await?;
-        let mut state = BTreeMap::new();
-        for config in dump["configs"].as_array().into_iter().flatten() {
-            for (list, path, key) in [
-                ("dynamic_active_clusters", "/cluster", "name"),
-                ("dynamic_listeners", "/active_state/listener", "name"),
-                ("dynamic_route_configs", "/route_config", "name"),
-                ("dynamic_endpoint_configs", "/endpoint_config", "cluster_name"),
-            ] {
-                for entry in config[list].as_array().into_iter().flatten() {
-                    let mut body = entry.pointer(path).cloned().unwrap_or_default();
-                    // Hosts come on their own, or within.
-                    body.as_object_mut().and_then(|fields| fields.remove("vhds"));
-                    if let Some(hosts) = body["virtual_hosts"].as_array_mut() {
-                        hosts.sort_by_key(|host| host["name"].to_string());
-                    }
-                    state.insert(format!("{list} {}", body[key]), body);
-                }
-            }
-        }
-        Ok(state)
+        Ok(state(&self.page("/config_dump?include_eds").await?))
     }
 
     /// A counter or gauge; 0 if there is none of this name.
@@ -352,6 +362,57 @@ impl SyncState {
                 .map(|(n, e)| format!("{n}: {e}"))
                 .collect(),
             page: stream.clone(),
+        }
+    }
+}
+
+/// What a `/config_dump` holds, of a proxy or of what a controller offers to one: clusters,
+/// listeners, routes with their hosts, endpoints, each by its name. Equal however it was sent.
+pub fn state(dump: &Value) -> BTreeMap<String, Value> {
+    let mut state = BTreeMap::new();
+    for config in dump["configs"].as_array().into_iter().flatten() {
+        for (list, path, key) in [
+            ("dynamic_active_clusters", "/cluster", "name"),
+            ("dynamic_listeners", "/active_state/listener", "name"),
+            ("dynamic_route_configs", "/route_config", "name"),
+            ("dynamic_endpoint_configs", "/endpoint_config", "cluster_name"),
+        ] {
+            for entry in config[list].as_array().into_iter().flatten() {
+                let mut body = entry.pointer(path).cloned().unwrap_or_default();
+                // Hosts come on their own, or within.
+                body.as_object_mut().and_then(|fields| fields.remove("vhds"));
+                if let Some(hosts) = body.get_mut("virtual_hosts").and_then(Value::as_array_mut) {
+                    hosts.sort_by_key(|host| host["name"].to_string());
+                }
+                if list == "dynamic_endpoint_configs" {
+                    forget_defaults(&mut body);
+                    // Envoy shows one for clusters that are no matter of endpoints too.
+                    if body.get("endpoints").is_none() {
+                        continue;
+                    }
+                }
+                state.insert(format!("{list} {}", body[key]), body);
+            }
+        }
+    }
+    state
+}
+
+/// Take away what Envoy adds to the endpoints of a cluster when it shows them. It shows no weights
+/// of localities that it does not use.
+fn forget_defaults(assignment: &mut Value) {
+    let forget = |within: &mut Value, key: &str, default: Option<Value>| {
+        let fields = within.as_object_mut();
+        let fields = fields.filter(|f| default.is_none_or(|default| f.get(key) == Some(&default)));
+        fields.and_then(|fields| fields.remove(key));
+    };
+    forget(assignment, "policy", Some(json!({ "overprovisioning_factor": 140 })));
+    let localities = assignment.get_mut("endpoints").and_then(Value::as_array_mut);
+    for locality in localities.into_iter().flatten() {
+        forget(locality, "load_balancing_weight", None);
+        forget(locality, "locality", Some(json!({})));
+        for endpoint in locality["lb_endpoints"].as_array_mut().into_iter().flatten() {
+            forget(&mut endpoint["endpoint"], "health_check_config", Some(json!({})));
         }
     }
 }

@@ -12,6 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A child behind a leash: `leash` stops it as soon as this guard, or this process, is gone,
 /// because then the pipe that it reads closes.
@@ -51,6 +52,14 @@ impl Leashed {
     /// Ask the child to end, and wait for it.
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.end().with_context(|| format!("stopping {}", self.name))
+    }
+
+    /// End the child without asking it.
+    pub fn kill(mut self) -> Result<()> {
+        let child = i32::try_from(self.child()?).ok().and_then(Pid::from_raw);
+        kill_process(child.context("no process has this id")?, Signal::KILL)?;
+        self.leash.wait()?;
+        Ok(())
     }
 
     /// The last lines of its log.

@@ -31,6 +31,8 @@ pub enum Edit {
     Recreated,
     /// Every endpoint of a service is replaced.
     EndpointsReplaced,
+    /// Another time to connect: the clusters of a service change, their endpoints do not.
+    Policy,
 }
 
 /// A service with its route: one file, so that an edit is one step.
@@ -41,6 +43,10 @@ pub struct App {
     port: u16,
     subsets: Vec<Subset>,
     routed: bool,
+    /// Time in which connections must be there. Unit: seconds.
+    timeout: u32,
+    /// How often the file was written.
+    generation: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +60,8 @@ struct Subset {
 #[derive(Debug)]
 pub struct World {
     apps: BTreeMap<String, App>,
-    gateway: SocketAddr,
+    /// Where each gateway listens; their proxies have the label `edge` with their number.
+    gateways: Vec<SocketAddr>,
     backend_port: u16,
     /// The first half of the addresses of backends.
     network: [u8; 2],
@@ -66,8 +73,18 @@ pub struct World {
 /// Who may answer for each host that has a route; every other host is answered with 404.
 pub type Allowed = BTreeMap<String, BTreeSet<String>>;
 
-/// One step of an edit: a file and what it says from now on; nothing = it is removed.
-pub type Step = (String, Option<String>);
+/// One step of an edit.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// A file.
+    pub file: String,
+    /// What it says from now on; nothing = it is removed.
+    pub content: Option<String>,
+    /// Name of the Service in it.
+    pub service: String,
+    /// Generation of that Service from now on.
+    pub generation: u32,
+}
 
 const MOST_APPS: usize = 8;
 const MOST_SUBSETS: usize = 4;
@@ -76,7 +93,7 @@ const MOST_SUBSETS: usize = 4;
 
 impl Edit {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Weight,
         Self::NewSubset,
         Self::NewService,
@@ -84,37 +101,38 @@ impl Edit {
         Self::PortChanged,
         Self::Recreated,
         Self::EndpointsReplaced,
+        Self::Policy,
     ];
 }
 
 // === impl World ===
 
 impl World {
-    /// Some services behind a gateway at this address. Every backend has an address of its own,
+    /// Some services behind gateways at these addresses. Every backend has an address of its own,
     /// and this port.
-    pub fn new(gateway: SocketAddr, backend_port: u16, rng: &mut StdRng) -> Self {
-        Self::of(gateway, backend_port, [127, 88], false, rng)
+    pub fn new(gateways: Vec<SocketAddr>, backend_port: u16, rng: &mut StdRng) -> Self {
+        Self::of(gateways, backend_port, [127, 88], false, rng)
     }
 
     /// The same, for sidecars too; the addresses of backends begin with `network`.
     pub fn of_mesh(
-        gateway: SocketAddr,
+        gateways: Vec<SocketAddr>,
         backend_port: u16,
         network: [u8; 2],
         rng: &mut StdRng,
     ) -> Self {
-        Self::of(gateway, backend_port, network, true, rng)
+        Self::of(gateways, backend_port, network, true, rng)
     }
 
     fn of(
-        gateway: SocketAddr,
+        gateways: Vec<SocketAddr>,
         backend_port: u16,
         network: [u8; 2],
         mesh: bool,
         rng: &mut StdRng,
     ) -> Self {
         let apps = BTreeMap::new();
-        let mut world = Self { apps, gateway, backend_port, network, mesh, count: 0 };
+        let mut world = Self { apps, gateways, backend_port, network, mesh, count: 0 };
         for _ in 0..4 {
             world.add_app(rng);
         }
@@ -123,17 +141,23 @@ impl World {
 
     /// Every file, as it is now.
     pub fn files(&self) -> Vec<(String, String)> {
-        let (ip, port) = (self.gateway.ip(), self.gateway.port());
-        let gateway = format!(
-            "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: edge}}\nspec:\n  \
-             selector: {{istio: ingressgateway}}\n  servers:\n  - port: {{number: {port}, name: \
-             http, protocol: HTTP}}\n    bind: {ip}\n    hosts: [\"*.example.com\"]\n"
-        );
+        let mut gateways = String::new();
+        for (number, address) in self.gateways.iter().enumerate() {
+            let (ip, port) = (address.ip(), address.port());
+            // Writing to a String does not fail.
+            let _ = write!(
+                gateways,
+                "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: \
+                 edge-{number}}}\nspec:\n  selector: {{edge: '{number}'}}\n  servers:\n  - port: \
+                 {{number: {port}, name: http, protocol: HTTP}}\n    bind: {ip}\n    hosts: \
+                 [\"*.example.com\"]\n"
+            );
+        }
         let declared_only = "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: \
              default}\nspec: {outboundTrafficPolicy: {mode: REGISTRY_ONLY}}\n";
         let sidecar = ("sidecar.yaml".to_owned(), declared_only.to_owned());
         let apps = self.apps.values().map(|app| (app.file(), self.yaml(app)));
-        apps.chain([("gateway.yaml".to_owned(), gateway)])
+        apps.chain([("gateways.yaml".to_owned(), gateways)])
             .chain(self.mesh.then_some(sidecar))
             .collect()
     }
@@ -156,15 +180,17 @@ impl World {
             // The one that was deleted by the step before.
             let app = self.apps.values_mut().find(|app| !app.routed)?;
             app.routed = true;
+            app.generation += 1;
             let app = app.clone();
-            return Some((app.file(), Some(self.yaml(&app))));
+            return Some(self.written(&app));
         }
         if edit == Edit::NewService && step == 1 {
             if self.apps.len() <= MOST_APPS {
                 return None;
             }
             let oldest = self.apps.keys().next()?.clone();
-            return Some((self.apps.remove(&oldest)?.file(), None));
+            let app = self.apps.remove(&oldest)?;
+            return Some(Step { content: None, ..self.written(&app) });
         }
         if step > 0 {
             return None;
@@ -190,6 +216,7 @@ impl World {
             Edit::HostRenamed => app.host = self.host(),
             Edit::PortChanged => app.port = self.port(),
             Edit::Recreated => app.routed = false,
+            Edit::Policy => app.timeout = app.timeout % 9 + 1,
             Edit::EndpointsReplaced => {
                 for subset in &mut app.subsets {
                     let count = rng.random_range(1..=2);
@@ -197,13 +224,22 @@ impl World {
                 }
             }
         }
-        let step = (app.file(), Some(self.yaml(&app)));
+        app.generation += 1;
+        let step = self.written(&app);
         self.apps.insert(name, app);
         Some(step)
     }
 
+    fn written(&self, app: &App) -> Step {
+        let App { name, generation, .. } = app;
+        let content = Some(self.yaml(app));
+        Step { file: app.file(), content, service: name.clone(), generation: *generation }
+    }
+
     fn yaml(&self, app: &App) -> String {
-        app.yaml(self.backend_port, if self.mesh { "edge, mesh" } else { "edge" })
+        let gateways = (0..self.gateways.len()).map(|number| format!("edge-{number}"));
+        let gateways: Vec<_> = gateways.chain(self.mesh.then(|| "mesh".to_owned())).collect();
+        app.yaml(self.backend_port, &gateways.join(", "))
     }
 
     fn add_app(&mut self, rng: &mut StdRng) -> String {
@@ -212,7 +248,15 @@ impl World {
         let name = format!("app-{:05}", self.count);
         let subsets = vec![self.subset(rng), self.subset(rng)];
         let (host, port) = (self.host(), self.port());
-        let app = App { name: name.clone(), host, port, subsets, routed: true };
+        let app = App {
+            name: name.clone(),
+            host,
+            port,
+            subsets,
+            routed: true,
+            timeout: 5,
+            generation: 1,
+        };
         self.apps.insert(name.clone(), app);
         name
     }
@@ -268,10 +312,10 @@ impl App {
     }
 
     fn yaml(&self, backend_port: u16, gateways: &str) -> String {
-        let Self { name, host, port, subsets, routed } = self;
+        let Self { name, host, port, subsets, routed, timeout, generation } = self;
         let mut out = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: \
-             {name}}}\n  ports: [{{name: http, port: {port}}}]\n"
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, generation: \
+             {generation}}}\nspec:\n  selector: {{app: {name}}}\n  ports: [{{name: http, port: {port}}}]\n"
         );
         let mut slice = format!(
             "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, \
@@ -280,7 +324,8 @@ impl App {
         );
         let mut rule = format!(
             "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: \
-             {name}}}\nspec:\n  host: {name}\n  subsets:\n"
+             {name}}}\nspec:\n  host: {name}\n  trafficPolicy: {{connectionPool: {{tcp: \
+             {{connectTimeout: {timeout}s}}}}}}\n  subsets:\n"
         );
         let mut routes = format!(
             "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: \
@@ -325,7 +370,7 @@ mod tests {
     fn world() -> (World, StdRng) {
         let mut rng = StdRng::seed_from_u64(1);
         let gateway = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        (World::new(gateway, 2, &mut rng), rng)
+        (World::new(vec![gateway], 2, &mut rng), rng)
     }
 
     #[test]
@@ -333,8 +378,8 @@ mod tests {
         let (mut world, mut rng) = world();
         for edit in Edit::ALL.into_iter().cycle().take(100) {
             let before: BTreeMap<_, _> = world.files().into_iter().collect();
-            let (file, content) = world.edit(edit, 0, &mut rng).expect("a step");
-            assert_ne!(before.get(&file), content.as_ref(), "{edit:?}");
+            let step = world.edit(edit, 0, &mut rng).expect("a step");
+            assert_ne!(before.get(&step.file), step.content.as_ref(), "{edit:?}");
             while world.edit(edit, 1, &mut rng).is_some_and(|_| edit != Edit::Recreated) {}
         }
     }
