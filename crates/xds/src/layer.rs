@@ -14,6 +14,8 @@ use std::sync::Arc;
 use envoy_api::{EncodedResource, ResourceType};
 use rpds::RedBlackTreeMapSync;
 
+use crate::whole::{Prepared, PreparedTypes};
+
 /// Edits that a layer remembers.
 const LOGGED: usize = 64;
 
@@ -29,6 +31,7 @@ pub struct Layer {
     revision: u64,
     /// The newest edits, oldest first: names by type.
     log: VecDeque<Arc<Names>>,
+    prepared: PreparedTypes,
 }
 
 type Names = [Vec<Arc<str>>; 6];
@@ -55,6 +58,7 @@ impl Default for Layer {
             lineage: Arc::new(()),
             revision: 0,
             log: VecDeque::new(),
+            prepared: PreparedTypes::default(),
         }
     }
 }
@@ -80,6 +84,17 @@ impl Layer {
     /// Number of names of a type of which it says something.
     pub(crate) fn size(&self, kind: ResourceType) -> usize {
         self.types[kind as usize].size()
+    }
+
+    /// Names of a type of which it says something, in order.
+    pub(crate) fn names(&self, kind: ResourceType) -> impl Iterator<Item = &Arc<str>> {
+        self.types[kind as usize].keys()
+    }
+
+    /// What it sets of a type, as all streams share it.
+    pub(crate) fn prepared(&self, kind: ResourceType) -> Arc<Prepared> {
+        let set = self.types[kind as usize].values().filter_map(Option::as_ref);
+        self.prepared.get(kind, set)
     }
 
     /// Names that may differ between `earlier` and this layer.

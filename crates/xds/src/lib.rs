@@ -5,6 +5,7 @@
 //!
 //! **Invariant:** knows names, references, versions, bytes and opaque scope ids; never a mesh.
 
+mod chunks;
 pub mod connect;
 pub mod layer;
 mod publication;
@@ -12,6 +13,7 @@ pub mod server;
 pub mod session;
 pub mod stats;
 pub mod streams;
+mod whole;
 
 pub use connect::{ConnectRequest, Connection, Connector, Event, Refused, What};
 pub use envoy_api::{ContentHash, EncodedResource, ResourceRef, ResourceType};
@@ -19,8 +21,9 @@ pub use layer::{Layer, LayerEdit};
 pub use publication::{Publication, Publisher, ScopeId, ScopeView};
 pub use server::{Options, XdsServer};
 pub use session::{
-    DeltaRequest, Notice, Rejection, Response, Session, Settings, SotwRequest, SotwSession,
-    TypeStatus,
+    DeltaRequest, Notice, Rejection, Resources, Response, Session, Settings, SotwRequest,
+    SotwSession, TypeStatus,
 };
 pub use stats::{Counter, Stats};
 pub use streams::{Protocol, StreamId, StreamStatus, Streams};
+pub use whole::Part;

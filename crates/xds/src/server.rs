@@ -19,8 +19,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use envoy_api::ResourceType;
-use envoy_api::envoy::config::core::v3::Node;
-use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::codec::{DecodeBuf, Decoder, Streaming};
@@ -288,7 +286,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         let Some(node) = node else {
             return Err(Status::invalid_argument("the first request needs a node with an id"));
         };
-        let node = Node::decode(node.clone());
+        let node = wire::decode_node(node);
         let node = node.map_err(|e| Status::invalid_argument(format!("bad node: {e}")))?;
         if first.type_url().is_empty() {
             return Err(Status::invalid_argument("type_url is empty"));

@@ -3,32 +3,26 @@
 //! In: requests, whose node stays undecoded bytes: proxies repeat up to 60 KB of it in every
 //! message, and only the first counts. Out: one response as a gRPC message of shared bytes.
 //!
-//! **Invariant:** the bytes of a large resource are never copied.
+//! **Invariant:** decides nothing; what it does not know it ignores.
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use envoy_api::ResourceType;
+use envoy_api::envoy::config::core::v3::Node;
 use envoy_api::resource::{put_field, put_header};
-use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+use prost::{DecodeError, Message};
 
+use crate::chunks::Chunks;
 use crate::session::{DeltaRequest, Response, Session, Settings, SotwRequest, SotwSession};
 use crate::streams::{Machine, Protocol};
-
-/// Resources up to this size are joined into one chunk: many small chunks cost more than the
-/// copy.
-const JOIN: usize = 16 << 10;
-
-/// Bytes that are joined at most: each stream that is behind holds so much for itself.
-const CHUNK: usize = 64 << 10;
 
 /// A message on its way out. Its chunks are made when the connection takes them, so that a slow
 /// proxy costs a list of shared entries, not a copy of them.
 pub(super) struct Outgoing {
     bytes: usize,
-    /// Prefix and head, until they are sent.
-    first: BytesMut,
-    entries: std::vec::IntoIter<Bytes>,
+    chunks: Chunks,
 }
 
 /// `google.rpc.Status`.
@@ -196,6 +190,22 @@ pub(super) fn node_id(node: &Bytes) -> Option<String> {
     Some(node.id).filter(|id| !id.is_empty())
 }
 
+/// A node without its extensions: a stock Envoy lists a thousand, and nobody asks for them.
+pub(super) fn decode_node(node: &Bytes) -> Result<Node, DecodeError> {
+    const EXTENSIONS: u32 = 9;
+    let mut kept = BytesMut::new();
+    let mut rest = node.clone();
+    while rest.has_remaining() {
+        let field = rest.clone();
+        let (tag, wire_type) = decode_key(&mut rest)?;
+        skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
+        if tag != EXTENSIONS {
+            kept.put_slice(&field[..field.len() - rest.len()]);
+        }
+    }
+    Node::decode(kept)
+}
+
 /// A `DeltaDiscoveryResponse` as one gRPC message.
 fn delta_frame(response: &Response, control_plane: &str) -> Outgoing {
     let mut head = Vec::new();
@@ -206,7 +216,7 @@ fn delta_frame(response: &Response, control_plane: &str) -> Outgoing {
         put_field(&mut head, 6, name.as_bytes());
     }
     put_control_plane(&mut head, 7, control_plane);
-    frame(head, response.resources.iter().map(|r| r.delta_entry()))
+    frame(head, response.resources.delta_entries())
 }
 
 /// A `DiscoveryResponse` as one gRPC message.
@@ -216,7 +226,7 @@ fn sotw_frame(response: &Response, control_plane: &str) -> Outgoing {
     put_field(&mut head, 4, response.resource_type.type_url().as_bytes());
     put_field(&mut head, 5, response.nonce.as_bytes());
     put_control_plane(&mut head, 6, control_plane);
-    frame(head, response.resources.iter().map(|r| r.sotw_entry()))
+    frame(head, response.resources.sotw_entries())
 }
 
 /// Names, one after the other, in parts of so many bytes.
@@ -246,7 +256,7 @@ pub(super) fn unknown_type_frame(
         put_field(&mut head, 6, name.as_bytes());
     }
     put_control_plane(&mut head, 7, control_plane);
-    frame(head, std::iter::empty())
+    frame(head, Vec::new())
 }
 
 /// `ControlPlane { identifier }`.
@@ -258,14 +268,13 @@ fn put_control_plane(head: &mut Vec<u8>, field: u32, identifier: &str) {
 }
 
 /// One message with prefix (not compressed, length) and head; its entries are shared.
-fn frame(head: Vec<u8>, entries: impl Iterator<Item = Bytes>) -> Outgoing {
-    let entries: Vec<Bytes> = entries.collect();
+fn frame(head: Vec<u8>, entries: Vec<Bytes>) -> Outgoing {
     let length = head.len() + entries.iter().map(Bytes::len).sum::<usize>();
     let mut first = BytesMut::with_capacity(5 + head.len());
     first.put_u8(0);
     first.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     first.put_slice(&head);
-    Outgoing { bytes: first.len() - head.len() + length, first, entries: entries.into_iter() }
+    Outgoing { bytes: first.len() - head.len() + length, chunks: Chunks::new(first, entries) }
 }
 
 // === impl Outgoing ===
@@ -280,23 +289,55 @@ impl Outgoing {
 impl Iterator for Outgoing {
     type Item = Bytes;
 
-    /// The next chunk: a large entry as it is, else as many entries as go into one.
     fn next(&mut self) -> Option<Bytes> {
-        let mut joined = std::mem::take(&mut self.first);
-        let mut fits = joined.len();
-        let rest = self.entries.as_slice();
-        let small = rest.iter().take_while(|entry| {
-            fits += entry.len();
-            entry.len() <= JOIN && fits <= CHUNK
-        });
-        let count = small.count();
-        if joined.is_empty() && count <= 1 {
-            return self.entries.next();
+        self.chunks.next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_api::envoy::config::core::v3::{Extension, Locality};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node() -> Node {
+        let named = |n: usize| Extension { name: format!("x{n}"), ..Extension::default() };
+        Node {
+            id: "a".to_owned(),
+            cluster: "b".to_owned(),
+            locality: Some(Locality { zone: "z".to_owned(), ..Locality::default() }),
+            extensions: (0..40).map(named).collect(),
+            client_features: vec!["f".to_owned()],
+            ..Node::default()
         }
-        joined.reserve(rest[..count].iter().map(Bytes::len).sum());
-        for entry in self.entries.by_ref().take(count) {
-            joined.put_slice(&entry);
+    }
+
+    #[test]
+    fn a_node_is_read_but_for_its_extensions() {
+        let bytes = Bytes::from(node().encode_to_vec());
+        let kept = Node { extensions: Vec::new(), ..node() };
+        assert_eq!(decode_node(&bytes).unwrap(), kept);
+        assert!(decode_node(&bytes.slice(..bytes.len() - 1)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_node_is_made_of_it_is_read_as_prost_reads_it(
+            cut in 0..400_usize,
+            at in 0..400_usize,
+            byte in any::<u8>(),
+        ) {
+            let mut bytes = node().encode_to_vec();
+            let length = bytes.len();
+            bytes[at % length] = byte;
+            bytes.truncate(length - cut % 8);
+            let whole = Node::decode(&bytes[..]);
+            let read = decode_node(&bytes.into());
+            // What is wrong within extensions alone is not looked at.
+            if let Ok(whole) = whole {
+                prop_assert_eq!(read.unwrap(), Node { extensions: Vec::new(), ..whole });
+            }
         }
-        Some(joined.freeze())
     }
 }

@@ -35,7 +35,7 @@ impl Session {
         removals: &mut Vec<Arc<str>>,
     ) {
         let state = self.state(ResourceType::VirtualHost);
-        if state.held.len() == 0 && state.pending.is_empty() {
+        if state.held.len() == 0 && state.sent.is_empty() {
             // Nobody has a domain that could move.
             return;
         }
@@ -81,8 +81,7 @@ fn gains(state: &TypeState, additions: &[Addition]) -> Gains {
         let Some(parent) = parent_of(name) else {
             continue;
         };
-        let had = content(state, name);
-        let had = had.as_ref().map_or(&[][..], |host| host.claims());
+        let had = state.expected_content(name).map_or(&[][..], |host| host.claims());
         for domain in addition.resource.claims() {
             if had.binary_search(domain).is_err() {
                 gains.insert((parent.to_owned(), domain.clone()), i);
@@ -98,7 +97,7 @@ fn takers(state: &TypeState, gains: &Gains, name: &Arc<str>, own: Option<usize>)
     let Some(parent) = parent_of(name) else {
         return Vec::new();
     };
-    let mut takers: Vec<usize> = match content(state, name) {
+    let mut takers: Vec<usize> = match state.expected_content(name) {
         Some(host) => {
             let keys = host.claims().iter().map(|d| (parent.to_owned(), d.clone()));
             keys.filter_map(|key| gains.get(&key).copied()).collect()
@@ -114,14 +113,6 @@ fn takers(state: &TypeState, gains: &Gains, name: &Arc<str>, own: Option<usize>)
     takers
 }
 
-/// What the proxy has under a name once it accepts what is in flight.
-fn content(state: &TypeState, name: &str) -> Option<Arc<EncodedResource>> {
-    match state.pending.get(name) {
-        Some((_, resource)) => resource.clone(),
-        None => state.held.content(name).cloned(),
-    }
-}
-
 /// Send a host that should vanish once more, out of the way.
 fn placeholder(
     state: &TypeState,
@@ -130,8 +121,8 @@ fn placeholder(
     removals: &mut Vec<Arc<str>>,
 ) -> Option<usize> {
     let removal = removals.iter().position(|removed| removed == name)?;
-    let host = match content(state, name) {
-        Some(host) => stub::unreachable_host(&host),
+    let host = match state.expected_content(name) {
+        Some(host) => stub::unreachable_host(host),
         None => {
             let unknown =
                 EncodedResource::new(ResourceType::VirtualHost, name.clone(), b"", vec![]);

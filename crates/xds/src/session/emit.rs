@@ -12,10 +12,11 @@ use std::sync::Arc;
 use envoy_api::{EncodedResource, ResourceRef, ResourceType};
 
 use super::Session;
-use super::message::{Notice, Response};
+use super::message::{Notice, Resources, Response};
 use super::plan::Addition;
-use super::state::Sent;
+use super::state::{Due, Sent};
 use crate::publication::ScopeView;
+use crate::whole::Whole;
 
 // === impl Session ===
 
@@ -152,6 +153,37 @@ impl Session {
         }
     }
 
+    /// Write everything that the view offers; nothing of it is held or on its way.
+    pub(super) fn emit_whole(
+        &mut self,
+        resource_type: ResourceType,
+        view: &Arc<ScopeView>,
+        whole: &Arc<Whole>,
+    ) {
+        let at = self.now;
+        let state = self.state_mut(resource_type);
+        let asked = matches!(state.due.take(), Some(Due::Named(_)));
+        let push = !asked && state.owed.is_empty();
+        state.todo.clear();
+        state.owed.clear();
+        for part in whole.parts() {
+            self.last_nonce += 1;
+            let nonce = self.last_nonce;
+            self.state_mut(resource_type).register_part(nonce, push, at, &part);
+            self.queue(resource_type, nonce, Resources::Part(part), Vec::new());
+        }
+        let children: &[ResourceType] = match resource_type {
+            ResourceType::Cluster => &[ResourceType::Endpoints, ResourceType::Secret],
+            ResourceType::Listener => &[ResourceType::Secret],
+            _ => &[],
+        };
+        if children.iter().any(|child| self.state(*child).seen) {
+            for resource in whole.resources() {
+                self.owe_children(view, resource);
+            }
+        }
+    }
+
     /// Number a response, note it as sent, and queue it for `poll_output`.
     pub(super) fn emit(
         &mut self,
@@ -172,10 +204,21 @@ impl Session {
             removed.clear();
             resources = state.expected_contents();
         }
+        self.queue(resource_type, nonce, Resources::Own(resources), removed);
+    }
+
+    /// Queue what was noted as sent.
+    fn queue(
+        &mut self,
+        resource_type: ResourceType,
+        nonce: u64,
+        resources: Resources,
+        removed: Vec<Arc<str>>,
+    ) {
         let response = Response {
             resource_type,
             nonce: nonce.to_string(),
-            version: format!("{:016x}", state.expected_version()),
+            version: format!("{:016x}", self.state(resource_type).expected_version()),
             resources,
             removed,
         };

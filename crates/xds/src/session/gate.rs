@@ -11,6 +11,7 @@ use envoy_api::{EncodedResource, ResourceRef, ResourceType};
 use super::Session;
 use super::state::TypeState;
 use crate::publication::ScopeView;
+use crate::whole::Whole;
 
 use ResourceType::{Cluster, Endpoints, Listener, RouteConfiguration, Secret, VirtualHost};
 
@@ -42,6 +43,14 @@ impl Session {
         refs.filter(|r| r.resource_type == Cluster && self.must_wait_for(view, r))
             .cloned()
             .collect()
+    }
+
+    /// Whether nothing of it has to wait for a cluster.
+    pub(super) fn holds_clusters(&self, view: &Arc<ScopeView>, whole: &Whole) -> bool {
+        let clusters = self.state(Cluster);
+        let all = clusters.held.is_just(view) && clusters.pending.is_empty();
+        let mut refs = whole.resources().flat_map(|resource| resource.refs());
+        all || !refs.any(|r| r.resource_type == Cluster && self.must_wait_for(view, r))
     }
 
     fn must_wait_for(&self, view: &ScopeView, target: &ResourceRef) -> bool {

@@ -2,10 +2,14 @@
 //!
 //! **Invariant:** no protobuf type and no clock; time is a `Duration` since the stream began.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use envoy_api::{ContentHash, EncodedResource, ResourceRef, ResourceType};
+
+use crate::whole::Part;
 
 /// A delta request of one type.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,9 +47,18 @@ pub struct Response {
     /// Version of what the proxy will hold of this type; for people in delta.
     pub version: String,
     /// Added or changed resources; in SotW all that the response shall contain.
-    pub resources: Vec<Arc<EncodedResource>>,
+    pub resources: Resources,
     /// Removed or missing names; always empty in SotW.
     pub removed: Vec<Arc<str>>,
+}
+
+/// Resources of a response.
+#[derive(Clone, Debug)]
+pub enum Resources {
+    /// Some that this stream needs.
+    Own(Vec<Arc<EncodedResource>>),
+    /// A part of everything, as other streams are sent it too.
+    Part(Part),
 }
 
 /// A response that the proxy refused.
@@ -113,6 +126,67 @@ impl Default for Settings {
             stale: Duration::from_secs(60),
             resend_on_reconnect: Vec::new(),
         }
+    }
+}
+
+// === impl Resources ===
+
+impl Resources {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Own(resources) => resources.len(),
+            Self::Part(part) => part.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Leave out those with such names.
+    pub(super) fn leave_out(&mut self, which: &dyn Fn(&str) -> bool) {
+        if self.iter().any(|resource| which(resource.name())) {
+            let rest = self.iter().filter(|resource| !which(resource.name()));
+            *self = Self::Own(rest.cloned().collect());
+        }
+    }
+
+    /// The bytes of a delta response behind its head.
+    pub(crate) fn delta_entries(&self) -> Vec<Bytes> {
+        match self {
+            Self::Own(resources) => resources.iter().map(|r| r.delta_entry()).collect(),
+            Self::Part(part) => part.delta_entries(),
+        }
+    }
+
+    /// The bytes of a response by state of the world behind its head.
+    pub(crate) fn sotw_entries(&self) -> Vec<Bytes> {
+        match self {
+            Self::Own(resources) => resources.iter().map(|r| r.sotw_entry()).collect(),
+            Self::Part(part) => part.sotw_entries(),
+        }
+    }
+}
+
+impl Deref for Resources {
+    type Target = [Arc<EncodedResource>];
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Own(resources) => resources,
+            Self::Part(part) => part.resources(),
+        }
+    }
+}
+
+impl<'a> IntoIterator for &'a Resources {
+    type Item = &'a Arc<EncodedResource>;
+    type IntoIter = std::slice::Iter<'a, Arc<EncodedResource>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 

@@ -26,12 +26,13 @@ use std::time::Duration;
 
 use envoy_api::{ContentHash, ResourceType};
 
-pub use message::{DeltaRequest, Notice, Rejection, Response, Settings, SotwRequest};
+pub use message::{DeltaRequest, Notice, Rejection, Resources, Response, Settings, SotwRequest};
 pub use sotw::SotwSession;
 pub use status::TypeStatus;
 
 use crate::publication::{ScopeView, parent_of};
-use state::{Held, TypeState};
+use crate::whole::Whole;
+use state::{Due, Held, TypeState};
 
 /// The protocol state of one delta stream.
 #[derive(Debug)]
@@ -83,8 +84,12 @@ impl Session {
         self.dirty = true;
         let first = !self.state(resource_type).seen;
         if first {
+            if self.begin_whole(resource_type, &request) {
+                return;
+            }
             self.begin(resource_type, &request);
-        } else if !request.nonce.is_empty() {
+        } else {
+            self.itemise(resource_type);
             self.settle(resource_type, &request.nonce, request.error.clone());
         }
         for name in request.subscribe {
@@ -108,6 +113,11 @@ impl Session {
             return;
         }
         self.dirty = true;
+        for resource_type in ResourceType::ALL {
+            if matches!(self.state(resource_type).due, Some(Due::Named(_))) {
+                self.itemise(resource_type);
+            }
+        }
         let earlier = self.view.replace(view.clone());
         for resource_type in ResourceType::ALL {
             let names = view.changed_since(earlier.as_ref(), resource_type);
@@ -219,6 +229,87 @@ impl Session {
         }
     }
 
+    /// The first request of a type, where it is about just what the view offers: nothing is to be
+    /// noted of any name. Says whether it was; if not, nothing was done.
+    fn begin_whole(&mut self, resource_type: ResourceType, request: &DeltaRequest) -> bool {
+        let (names, held) = (&request.subscribe, &request.initial_resource_versions);
+        let everything = match &names[..] {
+            [] => resource_type.is_wildcard_capable(),
+            [name] => name == "*",
+            _ => false,
+        };
+        let resend = self.settings.resend_on_reconnect.contains(&resource_type);
+        // Hosts hang on each RouteConfiguration.
+        let routes = resource_type == ResourceType::RouteConfiguration;
+        if resend || routes || !request.unsubscribe.is_empty() {
+            return false;
+        }
+        let whole = match everything {
+            true if held.is_empty() => None,
+            true => self.whole_of(resource_type, held.len()),
+            false => self.named_whole(resource_type, names),
+        };
+        let Some(whole) = whole.filter(|whole| held.is_empty() || whole.is_held(held)) else {
+            return false;
+        };
+        let state = self.state_mut(resource_type);
+        state.seen = true;
+        state.wildcard = everything;
+        if held.is_empty() {
+            state.want_named(whole);
+            return true;
+        }
+        for part in whole.parts() {
+            let _adopted = everything || state.names.adopt(&part);
+        }
+        for part in whole.parts() {
+            let _adopted = state.held.adopt(&part);
+        }
+        if resource_type == ResourceType::VirtualHost {
+            // Whether a host is wanted is for its parent to say.
+            state.todo.extend(whole.resources().map(|resource| resource.name().clone()));
+        }
+        true
+    }
+
+    /// Everything that the view offers of a type, if these are its names and they are many.
+    fn named_whole(&self, resource_type: ResourceType, names: &[String]) -> Option<Arc<Whole>> {
+        // Of other types a name says more than that it is wanted, or there are few.
+        let endpoints = resource_type == ResourceType::Endpoints && !names.is_empty();
+        let whole = self.whole_of(resource_type, names.len()).filter(|_| endpoints)?;
+        Some(whole).filter(|whole| whole.is_named(names))
+    }
+
+    /// Everything that the view offers of a type, if that may be as much as this.
+    fn whole_of(&self, resource_type: ResourceType, count: usize) -> Option<Arc<Whole>> {
+        let view = self.view.as_ref()?;
+        // Layers may hide each other's.
+        let size = view.size(resource_type);
+        (count <= size && size <= 2 * count).then(|| Arc::new(self.whole(resource_type, view)))
+    }
+
+    fn whole(&self, resource_type: ResourceType, view: &Arc<ScopeView>) -> Whole {
+        let is_one = self.full_sets || resource_type == ResourceType::VirtualHost;
+        let limit = if is_one { usize::MAX } else { self.settings.response_bytes };
+        Whole::new(view, resource_type, limit)
+    }
+
+    /// What is due of everything is due of each name.
+    fn itemise(&mut self, resource_type: ResourceType) {
+        let view = self.view.clone();
+        let state = self.state_mut(resource_type);
+        match (state.due.take(), view) {
+            (Some(Due::Everything), Some(view)) => {
+                let names = view.resources(resource_type).map(|(name, _)| name.clone());
+                state.todo.extend(names);
+            }
+            (Some(Due::Named(whole)), _) => {
+                state.asked.extend(whole.resources().map(|resource| resource.name().clone()));
+            }
+            (Some(Due::Everything) | None, _) => {}
+        }
+    }
+
     /// Fill in the content of what an earlier stream sent, where it is what we have.
     fn recognise(&mut self, resource_type: ResourceType) {
         let Some(view) = self.view.clone() else {
@@ -228,7 +319,6 @@ impl Session {
     }
 
     fn subscribe_all(&mut self, resource_type: ResourceType) {
-        let view = self.view.clone();
         let state = self.state_mut(resource_type);
         if state.wildcard {
             return;
@@ -236,9 +326,9 @@ impl Session {
         state.wildcard = true;
         state.empty_answer =
             resource_type != ResourceType::VirtualHost && state.held.len() == 0 && !state.answered;
-        if let Some(view) = view {
-            let names = view.resources(resource_type).map(|(name, _)| name.clone());
-            state.todo.extend(names);
+        state.due = Some(Due::Everything);
+        if !state.is_blank() {
+            self.itemise(resource_type);
         }
     }
 
@@ -273,6 +363,7 @@ impl Session {
         let state = self.state_mut(resource_type);
         state.wildcard = false;
         state.empty_answer = false;
+        state.due = None;
         let mut dropped = state.on_stream_names();
         dropped.extend(state.todo.iter().chain(&state.asked).cloned());
         dropped.retain(|name| !state.names.contains(name));
@@ -299,7 +390,7 @@ impl Session {
             if response.resource_type != resource_type {
                 return true;
             }
-            response.resources.retain(|r| !which(r.name()));
+            response.resources.leave_out(which);
             response.removed.retain(|name| !which(name));
             state.withdraw(*nonce, which);
             let empty = response.resources.is_empty() && response.removed.is_empty();
@@ -316,9 +407,13 @@ impl Session {
         let view = self.view.clone();
         let state = self.state_mut(resource_type);
         let Ok(nonce) = nonce.parse() else { return };
+        if error.is_some() && state.sent.contains_key(&nonce) {
+            state.spell_out();
+        }
         let Some(sent) = state.sent.remove(&nonce) else {
             return;
         };
+        let part = state.parts.remove(&nonce);
         let routes = resource_type == ResourceType::RouteConfiguration;
         let names: Vec<_> = sent.items.keys().filter(|_| routes).cloned().collect();
         match error {
@@ -332,6 +427,9 @@ impl Session {
                 state.tally.acked += 1;
                 state.tally.acked_nonce = nonce;
                 state.tally.acked_at = Some(now);
+                if let Some(part) = part {
+                    state.accept_part(nonce, &part, view.as_deref());
+                }
                 for (name, resource) in sent.items {
                     state.accept(nonce, name, resource, view.as_deref());
                 }

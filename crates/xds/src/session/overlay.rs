@@ -16,6 +16,7 @@ use std::sync::Arc;
 use envoy_api::{EncodedResource, ResourceType};
 
 use crate::publication::ScopeView;
+use crate::whole::Part;
 
 /// What is said of a name, where a view can say it.
 pub(super) trait Said {
@@ -31,6 +32,8 @@ pub(super) struct Overlay<V> {
     resource_type: ResourceType,
     /// Says it of every name that is not in `own`.
     base: Option<Arc<ScopeView>>,
+    /// Parts of the base that are still on their way: it says nothing of their names.
+    lacks: Vec<Part>,
     own: BTreeMap<Arc<str>, V>,
     /// Number of names of which something is said.
     count: usize,
@@ -44,7 +47,15 @@ pub(super) struct Overlay<V> {
 
 impl<V: Said> Overlay<V> {
     pub(super) fn new(resource_type: ResourceType) -> Self {
-        Self { resource_type, base: None, own: BTreeMap::new(), count: 0, bytes: 0, tried: 0 }
+        Self {
+            resource_type,
+            base: None,
+            lacks: Vec::new(),
+            own: BTreeMap::new(),
+            count: 0,
+            bytes: 0,
+            tried: 0,
+        }
     }
 
     /// What is said of a name, by this stream or else by the view.
@@ -81,6 +92,31 @@ impl<V: Said> Overlay<V> {
         own.ok_or(offered)
     }
 
+    /// Whether it says what this view says, and nothing else.
+    pub(super) fn is_just(&self, view: &Arc<ScopeView>) -> bool {
+        let base = self.base.as_ref().filter(|base| Arc::ptr_eq(base, view));
+        base.is_some() && self.lacks.is_empty() && self.own.is_empty()
+    }
+
+    /// Say of the names of a part what the view says, if nothing is said but of other parts of it.
+    /// Returns whether that was so.
+    pub(super) fn adopt(&mut self, part: &Part) -> bool {
+        if self.count == 0 {
+            self.base = Some(Arc::clone(part.view()));
+            self.own.clear();
+            self.lacks = part.others().collect();
+        } else {
+            let at = self.lacks.iter().position(|lacks| lacks.is(part));
+            let Some(at) = at.filter(|_| self.own.is_empty()) else {
+                return false;
+            };
+            self.lacks.remove(at);
+        }
+        self.count += part.len();
+        self.bytes += part.name_bytes();
+        true
+    }
+
     /// Number of names of which something is said.
     pub(super) fn len(&self) -> usize {
         self.count
@@ -110,14 +146,19 @@ impl<V: Said> Overlay<V> {
     /// What the view says, and this stream nothing else.
     pub(super) fn unsaid(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<EncodedResource>)> {
         let offered = self.base.iter().flat_map(|base| base.resources(self.resource_type));
-        offered.filter(|(name, _)| !self.own.contains_key(*name))
+        offered.filter(|(name, _)| !self.lacks(name) && !self.own.contains_key(*name))
     }
 
     /// Compare with this view from now on, if that keeps less.
     pub(super) fn rebase(&mut self, view: &Arc<ScopeView>) {
         let resource_type = self.resource_type;
+        // What did not come as a part of the base.
+        let lacks = std::mem::take(&mut self.lacks);
+        for resource in lacks.iter().flat_map(|part| part.resources()) {
+            self.own.entry(Arc::clone(resource.name())).or_insert_with(|| V::of(None));
+        }
         match &self.base {
-            Some(base) if Arc::ptr_eq(base, view) => return,
+            Some(base) if Arc::ptr_eq(base, view) && lacks.is_empty() => return,
             Some(base) => {
                 for name in view.changed_since(Some(base), resource_type) {
                     let before = base.get(resource_type, &name);
@@ -152,7 +193,12 @@ impl<V: Said> Overlay<V> {
     }
 
     fn offered(&self, name: &str) -> Option<&Arc<EncodedResource>> {
-        self.base.as_ref()?.get(self.resource_type, name)
+        let base = self.base.as_ref().filter(|_| !self.lacks(name));
+        base?.get(self.resource_type, name)
+    }
+
+    fn lacks(&self, name: &str) -> bool {
+        self.lacks.iter().any(|part| part.get(name).is_some())
     }
 }
 
@@ -174,10 +220,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::whole::Whole;
 
     #[derive(Clone, Debug)]
     enum Step {
         Set(u8, bool),
+        /// A part of the first view.
+        Adopt(usize),
         /// The view is this from now on.
         View(Vec<u8>),
         Rebase,
@@ -188,6 +237,7 @@ mod tests {
             6 => (0..80_u8, any::<bool>()).prop_map(|(name, said)| Step::Set(name, said)),
             1 => proptest::collection::vec(0..80_u8, 0..80).prop_map(Step::View),
             2 => Just(Step::Rebase),
+            1 => (0..5_usize).prop_map(Step::Adopt),
         ]
     }
 
@@ -203,12 +253,25 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_it_is_compared_with_it_says_what_was_set(
+            adopted in 0..5_usize,
             steps in proptest::collection::vec(step(), 0..200),
         ) {
             let mut plain: BTreeMap<Arc<str>, bool> = BTreeMap::new();
             let mut overlay = Overlay::<bool>::new(ResourceType::Cluster);
             let mut current = view(0..60);
-            for n in 0..60 {
+            let whole = Arc::new(Whole::new(&current, ResourceType::Cluster, 1000));
+            let parts: Vec<_> = whole.parts().collect();
+            prop_assert!(parts.len() > 4);
+            let names = |part: &Part| {
+                let names = part.resources().iter().map(|r| (Arc::clone(r.name()), true));
+                names.collect::<Vec<_>>()
+            };
+            for part in &parts[..adopted] {
+                prop_assert!(overlay.adopt(part) && !overlay.adopt(part));
+                plain.extend(names(part));
+            }
+            prop_assert_eq!(overlay.own().count(), 0);
+            for n in (0..60).filter(|_| adopted == 0) {
                 plain.insert(name(n), true);
                 let _before = overlay.set(&name(n), true);
             }
@@ -221,6 +284,11 @@ mod tests {
                         prop_assert_eq!(before, had.is_some());
                     }
                     Step::View(names) => current = view(names),
+                    Step::Adopt(at) => {
+                        if overlay.adopt(&parts[at]) {
+                            plain.extend(names(&parts[at]));
+                        }
+                    }
                     Step::Rebase => overlay.rebase(&current),
                 }
                 plain.retain(|_, said| *said);

@@ -1,6 +1,6 @@
 //! The plan: compare what is wanted with what is held, and write what may be written now.
 //!
-//! Per type, in push order:
+//! Per type, in push order, once everything went as it is to a stream that has none of it:
 //! 1. every name on `todo`, `asked`, `owed` or `alone` becomes an addition, a removal, a missing
 //!    name, or nothing;
 //! 2. additions form groups that go together or not at all; a group waits for the references of
@@ -18,7 +18,7 @@ use std::time::Duration;
 use envoy_api::{EncodedResource, ResourceRef, ResourceType};
 
 use super::message::Notice;
-use super::state::Waiting;
+use super::state::{Due, Waiting};
 use super::{Session, stub};
 use crate::publication::{ScopeView, parent_of};
 
@@ -95,7 +95,8 @@ impl Session {
         }
     }
 
-    fn plan_type(&mut self, resource_type: ResourceType, view: &ScopeView) {
+    fn plan_type(&mut self, resource_type: ResourceType, view: &Arc<ScopeView>) {
+        self.plan_whole(resource_type, view);
         let mut work = self.compare(resource_type, view);
         let nothing = work.additions.is_empty() && work.removals.is_empty();
         if resource_type == ResourceType::VirtualHost {
@@ -110,6 +111,32 @@ impl Session {
         if nothing && self.state(resource_type).empty_answer {
             // The proxy waits for its first answer, even for an empty one (R42).
             self.emit(resource_type, false, BTreeMap::new());
+        }
+    }
+
+    /// Step 0: what is due of everything goes as it is, if nothing speaks against it.
+    fn plan_whole(&mut self, resource_type: ResourceType, view: &Arc<ScopeView>) {
+        let whole = match &self.state(resource_type).due {
+            None => return,
+            Some(Due::Everything) => Arc::new(self.whole(resource_type, view)),
+            Some(Due::Named(whole)) => Arc::clone(whole),
+        };
+        let offered = !whole.is_empty() && self.state(resource_type).is_blank();
+        let free = match resource_type {
+            ResourceType::Cluster | ResourceType::Endpoints | ResourceType::Secret => true,
+            ResourceType::Listener => self.holds_clusters(view, &whole),
+            ResourceType::VirtualHost => {
+                let routes = self.state(ResourceType::RouteConfiguration);
+                let mut parents = whole.parents();
+                parents.all(|parent| routes.is_on_stream(parent))
+                    && self.holds_clusters(view, &whole)
+            }
+            // They are few, and hosts depend on each.
+            ResourceType::RouteConfiguration => false,
+        };
+        match offered && free {
+            true => self.emit_whole(resource_type, view, &whole),
+            false => self.itemise(resource_type),
         }
     }
 

@@ -59,6 +59,7 @@ impl SotwSession {
             self.core.settle(resource_type, &request.nonce, request.error);
         }
         self.core.dirty = true;
+        self.core.itemise(resource_type);
         self.deferred.remove(&resource_type);
         self.want(resource_type, request.names);
     }
@@ -119,6 +120,18 @@ impl SotwSession {
 
     /// Replace the subscription of a type by this list.
     fn want(&mut self, resource_type: ResourceType, names: Vec<String>) {
+        let whole = self.core.named_whole(resource_type, &names);
+        let state = self.core.state_mut(resource_type);
+        if let Some(whole) = whole.filter(|_| !state.wildcard) {
+            if state.names.is_just(whole.view()) {
+                return;
+            }
+            if state.is_blank() && state.names.len() == 0 {
+                self.named.insert(resource_type);
+                state.want_named(whole);
+                return;
+            }
+        }
         let everything = names.iter().any(|name| name == "*")
             || (names.is_empty()
                 && resource_type.is_wildcard_capable()
@@ -158,10 +171,7 @@ impl SotwSession {
 impl TypeState {
     /// Everything the proxy has once it accepts what is in flight.
     pub(super) fn expected_contents(&self) -> Vec<Arc<EncodedResource>> {
-        let content = |name: &Arc<str>| match self.pending.get(name) {
-            Some((_, resource)) => resource.clone(),
-            None => self.held.content(name).cloned(),
-        };
-        self.on_stream_names().iter().filter_map(content).collect()
+        let names = self.on_stream_names();
+        names.iter().filter_map(|name| self.expected_content(name).cloned()).collect()
     }
 }

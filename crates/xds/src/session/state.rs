@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_api::{ContentHash, EncodedResource, ResourceType};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::overlay::{Overlay, Said};
 use crate::publication::{ScopeView, parent_of};
+use crate::whole::{Part, Whole, mix};
 
 /// A resource the proxy acknowledged; the content is unknown when an earlier stream sent it and
 /// it differs from ours.
@@ -56,6 +56,15 @@ pub(super) struct Waiting {
     pub(super) since: Duration,
 }
 
+/// Why everything that a view offers is to be sent.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// All of whatever there is was asked for.
+    Everything,
+    /// Just these names were asked for.
+    Named(Arc<Whole>),
+}
+
 /// Counters and times of one type, for people.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally {
@@ -86,8 +95,14 @@ pub(super) struct TypeState {
     pub(super) names: Overlay<bool>,
     pub(super) held: Holdings,
     pub(super) sent: BTreeMap<u64, Sent>,
-    /// The newest un-ACKed sending of a name: nonce and content (`None` = removed).
+    /// Parts of everything that are in flight, by nonce: what they carry stands here and nowhere
+    /// else, until something about a single name of it has to be said.
+    pub(super) parts: BTreeMap<u64, Part>,
+    /// The newest un-ACKed sending of a name, unless it is in one of the parts: nonce and content
+    /// (`None` = removed).
     pub(super) pending: BTreeMap<Arc<str>, (u64, Option<Arc<EncodedResource>>)>,
+    /// Set = everything that the view offers is to be sent, and nothing of it was.
+    pub(super) due: Option<Due>,
     /// Names to compare again; a name outside is known to be as it should be.
     pub(super) todo: BTreeSet<Arc<str>>,
     /// Names whose answer the proxy waits for.
@@ -140,6 +155,20 @@ impl Holdings {
         self.names.contains(name)
     }
 
+    /// Whether just what a view offers is held.
+    pub(super) fn is_just(&self, view: &Arc<ScopeView>) -> bool {
+        self.names.is_just(view)
+    }
+
+    /// Hold a part too, if nothing is held but the parts before it. Returns whether that was so.
+    pub(super) fn adopt(&mut self, part: &Part) -> bool {
+        let adopted = self.names.adopt(part);
+        if adopted {
+            self.sum = self.sum.wrapping_add(part.sum());
+        }
+        adopted
+    }
+
     /// From now on this is held under a name, or nothing.
     pub(super) fn set(&mut self, name: &Arc<str>, held: Option<Held>) {
         if let Some(new) = &held {
@@ -189,10 +218,6 @@ impl Holdings {
     }
 }
 
-fn mix(name: &str, version: ContentHash) -> u64 {
-    xxh3_64_with_seed(name.as_bytes(), version.0)
-}
-
 // === impl TypeState ===
 
 impl TypeState {
@@ -206,7 +231,9 @@ impl TypeState {
             names: Overlay::new(resource_type),
             held: Holdings::new(resource_type),
             sent: BTreeMap::new(),
+            parts: BTreeMap::new(),
             pending: BTreeMap::new(),
+            due: None,
             todo: BTreeSet::new(),
             asked: BTreeSet::new(),
             owed: BTreeSet::new(),
@@ -232,10 +259,38 @@ impl TypeState {
 
     /// The version that the proxy has when it accepts all that is in flight.
     pub(super) fn expected(&self, name: &str) -> Option<ContentHash> {
-        match self.pending.get(name) {
-            Some((_, resource)) => resource.as_ref().map(|r| r.version()),
-            None => self.held.version(name),
+        match (self.pending.get(name), self.in_part(name)) {
+            (Some((_, resource)), _) => resource.as_ref().map(|r| r.version()),
+            (None, Some(resource)) => Some(resource.version()),
+            (None, None) => self.held.version(name),
         }
+    }
+
+    /// What the proxy has when it accepts all that is in flight, where it is known.
+    pub(super) fn expected_content(&self, name: &str) -> Option<&Arc<EncodedResource>> {
+        match self.pending.get(name) {
+            Some((_, resource)) => resource.as_ref(),
+            None => self.in_part(name).or_else(|| self.held.content(name)),
+        }
+    }
+
+    fn in_part(&self, name: &str) -> Option<&Arc<EncodedResource>> {
+        self.parts.values().find_map(|part| part.get(name))
+    }
+
+    /// Subscribe to just these names, of which nothing is held.
+    pub(super) fn want_named(&mut self, whole: Arc<Whole>) {
+        for part in whole.parts() {
+            let _adopted = self.names.adopt(&part);
+        }
+        self.due = Some(Due::Named(whole));
+    }
+
+    /// Whether nothing is held, in flight, refused or waits.
+    pub(super) fn is_blank(&self) -> bool {
+        let Self { sent, asked, alone, waiting, parked, .. } = self;
+        let waits = !(asked.is_empty() && alone.is_empty() && waiting.is_empty());
+        self.held.len() == 0 && sent.is_empty() && parked.is_empty() && !waits
     }
 
     /// Whether the proxy has the resource in some version and will not lose it.
@@ -255,22 +310,35 @@ impl TypeState {
 
     /// Names held or in flight.
     pub(super) fn on_stream_names(&self) -> BTreeSet<Arc<str>> {
+        let parts = self.parts.values().flat_map(|part| part.resources());
         let names = self.held.names().chain(self.pending.keys());
+        let names = names.chain(parts.map(|resource| resource.name()));
         names.filter(|n| self.is_on_stream(n)).cloned().collect()
     }
 
     /// Every content that the proxy may be using: held, or in flight.
     pub(super) fn contents(&self) -> impl Iterator<Item = &Arc<EncodedResource>> {
         let sent = self.sent.values().flat_map(|sent| sent.items.values());
-        self.held.contents().chain(sent.flatten())
+        let parts = self.parts.values().flat_map(|part| part.resources());
+        self.held.contents().chain(sent.flatten()).chain(parts)
     }
 
     /// Version of `expected` over all names.
     pub(super) fn expected_version(&self) -> u64 {
         let mut sum = self.held.sum();
+        for part in self.parts.values() {
+            sum = sum.wrapping_add(part.sum());
+            if self.held.len() > 0 {
+                let held =
+                    |r: &Arc<EncodedResource>| Some(mix(r.name(), self.held.version(r.name())?));
+                let replaced = part.resources().iter().filter_map(held);
+                sum = replaced.fold(sum, u64::wrapping_sub);
+            }
+        }
         for (name, (_, resource)) in &self.pending {
-            if let Some(held) = self.held.version(name) {
-                sum = sum.wrapping_sub(mix(name, held));
+            let before = self.in_part(name).map(|r| r.version());
+            if let Some(before) = before.or_else(|| self.held.version(name)) {
+                sum = sum.wrapping_sub(mix(name, before));
             }
             if let Some(resource) = resource {
                 sum = sum.wrapping_add(mix(name, resource.version()));
@@ -281,6 +349,9 @@ impl TypeState {
 
     /// The proxy dropped the name: nothing about it is true any more.
     pub(super) fn forget(&mut self, name: &Arc<str>) {
+        if self.in_part(name).is_some() {
+            self.spell_out();
+        }
         self.held.set(name, None);
         self.pending.remove(name);
         for sent in self.sent.values_mut() {
@@ -312,8 +383,43 @@ impl TypeState {
         self.sent.insert(nonce, sent);
     }
 
+    /// Note a response that is about to be written and carries a part of everything.
+    pub(super) fn register_part(&mut self, nonce: u64, push: bool, at: Duration, part: &Part) {
+        self.register(nonce, Sent { push, at, items: BTreeMap::new() });
+        self.parts.insert(nonce, part.clone());
+    }
+
+    /// Note each name of the parts by itself.
+    pub(super) fn spell_out(&mut self) {
+        for (nonce, part) in std::mem::take(&mut self.parts) {
+            let Some(sent) = self.sent.get_mut(&nonce) else {
+                continue;
+            };
+            for resource in part.resources() {
+                let (name, item) = (resource.name(), Some(Arc::clone(resource)));
+                sent.items.insert(Arc::clone(name), item.clone());
+                // What is noted already was sent later.
+                self.pending.entry(Arc::clone(name)).or_insert((nonce, item));
+            }
+        }
+    }
+
+    /// Take a part as accepted.
+    pub(super) fn accept_part(&mut self, nonce: u64, part: &Part, view: Option<&ScopeView>) {
+        if self.parked.is_empty() && self.held.adopt(part) {
+            return;
+        }
+        for resource in part.resources() {
+            let item = Some(Arc::clone(resource));
+            self.accept(nonce, Arc::clone(resource.name()), item, view);
+        }
+    }
+
     /// Take names out of a response that was not written yet.
     pub(super) fn withdraw(&mut self, nonce: u64, which: &dyn Fn(&str) -> bool) {
+        if self.parts.contains_key(&nonce) {
+            self.spell_out();
+        }
         let Some(sent) = self.sent.get_mut(&nonce) else {
             return;
         };
