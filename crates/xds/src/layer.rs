@@ -158,6 +158,7 @@ impl LayerEdit {
 
     fn touch(&mut self, kind: ResourceType, name: &Arc<str>) {
         self.touched[kind as usize].push(Arc::clone(name));
+        self.layer.prepared.forget(kind);
     }
 }
 

@@ -86,6 +86,8 @@ struct Admitted {
     registered: Registered,
     connection: Connection,
     views: Option<watch::Receiver<u64>>,
+    /// Whether there was a view yet.
+    has_view: bool,
     /// Nonces of answers about types that are not served.
     unknown: u64,
     /// Whether the last wake-up was a new view.
@@ -223,7 +225,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         let mut admitted = self.admit(&first).await?;
         let _open = Open::new(self.options.stats.clone());
         admitted.rescope();
-        self.on_request(&mut admitted, first).await?;
+        let mut first = Some(first);
         let mut shutdown = self.options.shutdown.clone();
         let messages = self.messages.clone();
         let mut blocked_since = None;
@@ -236,6 +238,11 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
         let mut ending = pin!(sleep_until(end.unwrap_or_else(Instant::now)));
         let mut draining = false;
         loop {
+            // Until there is something to compare it with, what a proxy says is left where it is.
+            let has_view = admitted.has_view;
+            if let Some(first) = first.take_if(|_| has_view) {
+                self.on_request(&mut admitted, first).await?;
+            }
             let (wants_output, deadline) = {
                 let state = admitted.registered.stream.state();
                 (state.machine.wants_output(), state.machine.next_deadline())
@@ -253,7 +260,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                     end = Some(earliest);
                     ending.as_mut().reset(earliest);
                 }
-                request = self.requests.message() => match request? {
+                request = self.requests.message(), if has_view => match request? {
                     Some(request) => self.on_request(&mut admitted, request).await?,
                     None => return Ok(()),
                 },
@@ -312,6 +319,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
             registered: streams.register(id, node_id, W::PROTOCOL, machine),
             connection,
             views: None,
+            has_view: false,
             unknown: 0,
             woken_by_view: false,
         })
@@ -418,6 +426,7 @@ impl Admitted {
         if let Some(view) = view {
             stream.state().machine.on_view(stream.now(), &view);
             self.woken_by_view = true;
+            self.has_view = true;
         }
     }
 }

@@ -5,11 +5,11 @@
 //! view adds what its layers hide of each other; and a stream notes no more than which part of
 //! that is on its way.
 //!
-//! **Invariant:** says nothing that the view does not say; lives as long as a stream needs it.
+//! **Invariant:** says nothing that the view does not say.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use envoy_api::{ContentHash, EncodedResource, ResourceType};
@@ -31,9 +31,9 @@ pub(crate) struct Prepared {
     sotw: OnceLock<Vec<(Range<usize>, Bytes)>>,
 }
 
-/// What a layer prepared, by type, while a stream has it. A copy of a layer has nothing yet.
-#[derive(Debug, Default)]
-pub(crate) struct PreparedTypes([Mutex<Weak<Prepared>>; 6]);
+/// What a layer prepared, by type: nothing of what no stream needed since it was edited.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PreparedTypes([OnceLock<Arc<Prepared>>; 6]);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {
@@ -115,21 +115,13 @@ impl PreparedTypes {
         resource_type: ResourceType,
         resources: impl Iterator<Item = &'a Arc<EncodedResource>>,
     ) -> Arc<Prepared> {
-        // Prepared under the lock: who waits for it would else prepare the same.
-        let slot = &self.0[resource_type as usize];
-        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(prepared) = slot.upgrade() {
-            return prepared;
-        }
-        let prepared = Arc::new(Prepared::new(resources.cloned().collect()));
-        *slot = Arc::downgrade(&prepared);
-        prepared
+        let prepare = || Arc::new(Prepared::new(resources.cloned().collect()));
+        Arc::clone(self.0[resource_type as usize].get_or_init(prepare))
     }
-}
 
-impl Clone for PreparedTypes {
-    fn clone(&self) -> Self {
-        Self::default()
+    /// Something of a type is another.
+    pub(crate) fn forget(&mut self, resource_type: ResourceType) {
+        self.0[resource_type as usize] = OnceLock::new();
     }
 }
 

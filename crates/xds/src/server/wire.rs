@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use envoy_api::ResourceType;
 use envoy_api::envoy::config::core::v3::Node;
 use envoy_api::resource::{put_field, put_header};
@@ -193,17 +193,17 @@ pub(super) fn node_id(node: &Bytes) -> Option<String> {
 /// A node without its extensions: a stock Envoy lists a thousand, and nobody asks for them.
 pub(super) fn decode_node(node: &Bytes) -> Result<Node, DecodeError> {
     const EXTENSIONS: u32 = 9;
-    let mut kept = BytesMut::new();
-    let mut rest = node.clone();
-    while rest.has_remaining() {
-        let field = rest.clone();
+    let mut kept = Vec::new();
+    let mut rest = &node[..];
+    while !rest.is_empty() {
+        let field = rest;
         let (tag, wire_type) = decode_key(&mut rest)?;
         skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
         if tag != EXTENSIONS {
-            kept.put_slice(&field[..field.len() - rest.len()]);
+            kept.extend_from_slice(&field[..field.len() - rest.len()]);
         }
     }
-    Node::decode(kept)
+    Node::decode(&kept[..])
 }
 
 /// A `DeltaDiscoveryResponse` as one gRPC message.

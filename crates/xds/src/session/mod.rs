@@ -120,9 +120,14 @@ impl Session {
         }
         let earlier = self.view.replace(view.clone());
         for resource_type in ResourceType::ALL {
+            // Whether endpoints exist depends on whether their cluster does.
+            let of_endpoints = resource_type == ResourceType::Cluster
+                && self.state(ResourceType::Endpoints).names.len() > 0;
+            if !of_endpoints && !self.state(resource_type).seen {
+                continue;
+            }
             let names = view.changed_since(earlier.as_ref(), resource_type);
-            if resource_type == ResourceType::Cluster {
-                // Whether endpoints exist depends on whether their cluster does.
+            if of_endpoints {
                 let endpoints = self.state_mut(ResourceType::Endpoints);
                 let named = names.iter().filter(|n| endpoints.names.contains(n)).cloned();
                 let named: Vec<_> = named.collect();
@@ -265,9 +270,12 @@ impl Session {
         for part in whole.parts() {
             let _adopted = state.held.adopt(&part);
         }
-        if resource_type == ResourceType::VirtualHost {
+        let routes = self.state(ResourceType::RouteConfiguration);
+        let hosts = resource_type == ResourceType::VirtualHost;
+        if hosts && !whole.parents().all(|parent| routes.is_on_stream(parent)) {
             // Whether a host is wanted is for its parent to say.
-            state.todo.extend(whole.resources().map(|resource| resource.name().clone()));
+            let names = whole.resources().map(|resource| resource.name().clone());
+            self.state_mut(resource_type).todo.extend(names);
         }
         true
     }
