@@ -247,6 +247,9 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                 let state = admitted.registered.stream.state();
                 (state.machine.wants_output(), state.machine.next_deadline())
             };
+            // Once it can be written, it is planned anew. Until then a wait that ended would end again
+            // and again, at the cost of a core.
+            let deadline = deadline.filter(|_| !wants_output);
             let deadline = deadline.map(|at| admitted.registered.stream.instant(at));
             blocked_since = wants_output.then(|| blocked_since.unwrap_or_else(Instant::now));
             let unread = blocked_since.map(|since| since + self.options.write_limit);
@@ -269,7 +272,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                     Err(_) => return Err(Status::unavailable("withdrawn by the control plane")),
                 },
                 () = changed(&mut admitted.views) => admitted.review(),
-                () = until(deadline.map(Instant::from_std)) => {
+                () = until(deadline) => {
                     let stream = &admitted.registered.stream;
                     stream.state().machine.on_timer(stream.now());
                 }

@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use envoy_api::{ContentHash, ResourceType};
+use tokio::time::Instant;
 
 use crate::publication::{ScopeId, ScopeView};
 use crate::session::{Notice, Rejection, Response, Session, SotwSession, TypeStatus};

@@ -14,7 +14,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tower::Service as _;
-use xds::{EncodedResource, ResourceType};
+use xds::{EncodedResource, Options, ResourceType};
 
 use super::dsl::*;
 use super::server::*;
@@ -210,7 +210,8 @@ fn damaged_framing_hurts_nobody() {
 /// What ends a stream, whatever was sent to it before.
 async fn end(client: &mut Client) -> Code {
     loop {
-        match client.next().await {
+        // A million names take their time on a busy machine.
+        match client.next_within(6 * LIMIT).await {
             Ok(Some(_)) => {}
             Ok(None) => break Code::Ok,
             Err(status) => break status.code(),
@@ -252,7 +253,7 @@ async fn r100_names_of_1_mb_are_answered_in_parts() {
     let unknown = "type.googleapis.com/unknown";
     for type_url in [Lds.type_url(), Eds.type_url(), unknown] {
         let mut client = server.delta().await;
-        let asked = long_names(20, 1 << 20);
+        let asked = long_names(6, 1 << 20);
         let first = asking(Lds, asked.clone());
         client.send(DeltaDiscoveryRequest { type_url: type_url.to_owned(), ..first }).await;
         let mut answered = Vec::new();
@@ -294,21 +295,22 @@ fn r100_no_response_is_larger_than_4_mib_unless_one_resource_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_million_names_end_a_stream_and_100_000_are_answered() {
-    let server = serve(true, [resource(Cds, "c", 1)]).await;
+async fn a_million_names_end_a_stream_and_20_000_are_answered() {
+    let limit = |options| Options { name_bytes: 8 << 20, ..options };
+    let server = serve_with(true, [resource(Cds, "c", 1)], limit).await;
     let mut other = server.connected("other").await;
     let response = other.response().await;
     other.ack(&response, None).await;
     let mut greedy = server.delta().await;
-    greedy.send(asking(Eds, long_names(1_000_000, 40))).await;
+    greedy.send(asking(Eds, long_names(1_000_000, 10))).await;
     assert_eq!(end(&mut greedy).await, Code::ResourceExhausted);
     let mut many = server.delta().await;
-    many.send(asking(Eds, long_names(100_000, 40))).await;
+    many.send(asking(Eds, long_names(20_000, 40))).await;
     let mut answered = 0;
-    while answered < 100_000 {
+    while answered < 20_000 {
         answered += many.response().await.resources.len();
     }
-    assert_eq!(answered, 100_000, "each once");
+    assert_eq!(answered, 20_000, "each once");
     server.gate.publisher.publish(publication(2, view([resource(Cds, "c", 2)])));
     assert_eq!(names(&other.response().await), ["c"]);
     drop(many);

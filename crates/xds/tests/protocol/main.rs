@@ -12,6 +12,7 @@ mod bad_input;
 mod delta;
 mod dsl;
 mod equal;
+mod lost;
 mod model;
 mod order;
 mod reject;

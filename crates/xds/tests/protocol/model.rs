@@ -33,8 +33,8 @@ enum Op {
 
 /// What a scope offers; index = resource, 0 = absent, else version.
 #[derive(Clone, Debug)]
-struct World {
-    base: u32,
+pub(super) struct World {
+    pub(super) base: u32,
     clusters: [u32; 4],
     listeners: [(u32, usize); 3],
     routes: [u32; 2],
@@ -45,7 +45,7 @@ struct World {
 }
 
 impl World {
-    fn resources(&self) -> Vec<EncodedResource> {
+    pub(super) fn resources(&self) -> Vec<EncodedResource> {
         let mut all = Vec::new();
         let bad = |i: usize| if self.bad == Some(i) { BAD } else { "" };
         let version = |v: u32| v + self.base;
@@ -355,7 +355,7 @@ fn has_shared_domain(hosts: &BTreeMap<Arc<str>, Arc<EncodedResource>>) -> bool {
     claims.any(|claim| !seen.insert(claim))
 }
 
-fn world(bad: bool) -> impl Strategy<Value = World> {
+pub(super) fn world(bad: bool) -> impl Strategy<Value = World> {
     let bad = if bad { proptest::option::of(0usize..13).boxed() } else { Just(None).boxed() };
     (
         any::<[u32; 4]>(),

@@ -35,7 +35,8 @@ pub(super) struct Gate {
     ready: bool,
     pub(super) publisher: Arc<Publisher>,
     pub(super) scope: watch::Sender<Option<ScopeId>>,
-    open: Arc<AtomicUsize>,
+    /// Streams that hold something of the controller's.
+    pub(super) open: Arc<AtomicUsize>,
 }
 
 struct Guard(Arc<AtomicUsize>);
@@ -43,6 +44,13 @@ struct Guard(Arc<AtomicUsize>);
 impl Drop for Guard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Gate {
+    pub(super) fn new(ready: bool, publisher: Arc<Publisher>) -> Self {
+        let scope = watch::channel(Some(ScopeId(0))).0;
+        Self { ready, publisher, scope, open: Arc::default() }
     }
 }
 
@@ -96,12 +104,7 @@ pub(super) async fn serve_with(
 ) -> Running {
     let publisher = Arc::new(Publisher::default());
     publisher.publish(publication(1, view(resources)));
-    let gate = Arc::new(Gate {
-        ready,
-        publisher,
-        scope: watch::channel(Some(ScopeId(0))).0,
-        open: Arc::default(),
-    });
+    let gate = Arc::new(Gate::new(ready, publisher));
     let (events_in, events) = mpsc::channel(16);
     let (shutdown, closing) = watch::channel(false);
     let options = adjust(Options::new("replica-1", events_in, closing));
@@ -173,7 +176,14 @@ impl Client {
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
-        timeout(LIMIT, self.responses.message()).await.expect("an answer")
+        self.next_within(LIMIT).await
+    }
+
+    pub(super) async fn next_within(
+        &mut self,
+        limit: Duration,
+    ) -> Result<Option<DeltaDiscoveryResponse>, Status> {
+        timeout(limit, self.responses.message()).await.expect("an answer")
     }
 
     pub(super) async fn response(&mut self) -> DeltaDiscoveryResponse {

@@ -186,6 +186,32 @@ async fn r92_a_client_that_does_not_read_is_ended_with_unavailable_and_counted()
     assert_eq!(server.stats.unread.get(), 1);
 }
 
+/// Time for which the processor ran this thread.
+fn worked() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
+}
+
+// One thread has client and server.
+#[tokio::test]
+async fn r92_a_wait_that_ends_while_a_client_does_not_read_costs_nothing() {
+    let wait = Duration::from_millis(100);
+    let clusters = (0..24).map(|i| large(&format!("c{i}"), 1));
+    let listener = refers(Lds, "l", 1, &[(Cds, "c0")]);
+    let server = serve_with(true, clusters.chain([listener]), |mut options| {
+        options.settings.first_gate = wait;
+        options
+    })
+    .await;
+    let slow = server.connected("slow").await;
+    slow.send(request(None, Lds)).await;
+    tokio::time::sleep(10 * wait).await;
+    let before = worked();
+    tokio::time::sleep(10 * wait).await;
+    let spent = worked() - before;
+    assert!(spent < wait, "{spent:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn r93_many_cold_connects_at_once_all_get_everything() {
     const CLIENTS: usize = 300;
