@@ -25,6 +25,7 @@ lint: ## Check format, code, documentation, dependencies
 	$(CARGO) lint-format
 	$(CARGO) lint-code
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) lint-docs
+	tests/scripts/mutants --check
 	@PATH="$$PATH:$(CACHE)/cargo-deny-$(DENY_VERSION)/bin"; export PATH; \
 	if command -v cargo-deny >/dev/null; then $(CARGO) lint-deps; \
 	else echo "SKIPPED: dependencies are not checked: cargo-deny is not installed (cargo install --locked cargo-deny --version $(DENY_VERSION))"; fi
