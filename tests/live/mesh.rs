@@ -36,6 +36,12 @@ const CLIENTS: u64 = 2;
 const PAUSE: Duration = Duration::from_millis(4);
 /// Time that an edit may take, whatever happens meanwhile.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Time in which everything is warm that can be, once its proxy is connected.
+///
+/// FIXME: 5 s. By delta, a proxy that loses its connection between a changed cluster and its
+/// endpoints asks for endpoints by the versions that it holds, and not for clusters before they are
+/// warm. It is sent nothing, and waits for Envoy's 15 s.
+const WARM: Duration = Duration::from_secs(20);
 /// Time that a listener takes to go at most.
 const DRAINED: Duration = Duration::from_secs(10);
 
@@ -152,9 +158,10 @@ impl Mesh {
                 self.disturb(bad, rng)?;
                 *self.disturbances.entry(bad).or_default() += 1;
             }
-            self.settle().await.context(by)?;
-            if bad.is_none() {
-                self.latencies.push(from.elapsed());
+            self.settle().await.with_context(|| by.clone())?;
+            match bad {
+                Some(_) => self.all_warm().await.context(by)?,
+                None => self.latencies.push(from.elapsed()),
             }
             self.proxies.iter().for_each(|proxy| proxy.relay.cut_after(None));
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..40))).await;
@@ -189,7 +196,7 @@ impl Mesh {
     /// Wait until every replica that serves has read what was written last, and every proxy has all
     /// that it is to have. The stream of each proxy.
     pub(crate) async fn settle(&mut self) -> Result<Vec<SyncState>> {
-        let deadline = Instant::now() + PATIENCE;
+        let began = Instant::now();
         let mut done: BTreeMap<usize, SyncState> = BTreeMap::new();
         let mut seen = Vec::new();
         while done.len() < self.proxies.len() {
@@ -202,16 +209,27 @@ impl Mesh {
                     let (Some(stream), None) = (own.next(), own.next()) else { continue };
                     let Proxy { node, form, relay, .. } = proxy;
                     ensure!(stream.rejected == 0, "{node} rejected {:?}", stream.errors);
-                    let types = stream.page["types"].as_object().into_iter().flatten();
-                    let asked = types.map(|(name, _)| &**name).eq(form.types());
-                    if asked && stream.synced && relay.carried().open == 1 {
+                    let types = stream.page["types"].as_object();
+                    let asked = types.into_iter().flatten().map(|(name, _)| &**name);
+                    // By state of the world nothing is held before it is sent.
+                    let mut types = types.into_iter().flatten();
+                    let sent = *form != Form::Whole || types.all(|(_, of)| of["sent"] != 0);
+                    let complete = asked.eq(form.types()) && sent && stream.synced;
+                    if complete && relay.carried().open == 1 {
                         let Entry::Vacant(entry) = done.entry(number) else { continue };
                         entry.insert(stream.clone());
                         self.journal.settled(number);
                     }
                 }
             }
-            if Instant::now() > deadline {
+            if began.elapsed() > WARM {
+                for (number, proxy) in self.proxies.iter().enumerate() {
+                    if !done.contains_key(&number) && proxy.is_connected_for(WARM) {
+                        proxy.is_warm(Duration::ZERO).await?;
+                    }
+                }
+            }
+            if began.elapsed() > PATIENCE {
                 let missing = (0..self.proxies.len()).filter(|number| !done.contains_key(number));
                 let missing: Vec<_> = missing.map(|number| &self.proxies[number].node).collect();
                 bail!("not settled after {PATIENCE:?}: {missing:?}; streams are {seen:#?}");
@@ -236,8 +254,8 @@ impl Mesh {
         }
         let edits = self.latencies.len() + self.disturbances.values().sum::<usize>();
         eprintln!(
-            "{} proxies, {edits} edits in {took:.1?}, {} requests, {} failed, {} by state of the world \
-             that came back; from writing to the last ACK p50 {:.1?}, p99 {:.1?}; {} controllers; \
+            "{} proxies, {edits} edits in {took:.1?}, {} requests, {} failed, {} not \
+             served by proxies that came back; from writing to the last ACK p50 {:.1?}, p99 {:.1?}; {} controllers; \
              {:?}",
             self.proxies.len(),
             all.requests,
@@ -248,17 +266,34 @@ impl Mesh {
             self.replicas.started,
             self.disturbances,
         );
+        let well = self.all_as_they_should_be().await;
         let told = all.told.join("\n");
-        ensure!(all.failed == 0, "{} answers are not allowed:\n{told}", all.failed);
+        let failed = all.failed;
+        ensure!(failed == 0, "{failed} answers are not allowed; at the end {well:?}\n{told}");
+        well?;
         ensure!(all.requests > 10 * edits as u64, "only {} requests were sent", all.requests);
-        self.replicas.all_serve().await?;
-        self.settle().await?;
-        for proxy in &self.proxies {
-            as_it_should_be(proxy, &mut self.replicas).await.context(proxy.node.clone())?;
-        }
         // Streams end with their proxies.
         self.proxies.clear();
         self.replicas.end().await
+    }
+
+    /// Wait until all is done, and look at every proxy.
+    async fn all_as_they_should_be(&mut self) -> Result<()> {
+        self.replicas.all_serve().await?;
+        self.settle().await?;
+        self.all_warm().await?;
+        for proxy in &self.proxies {
+            as_it_should_be(proxy, &mut self.replicas).await.context(proxy.node.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Wait until nothing warms anywhere.
+    pub(crate) async fn all_warm(&self) -> Result<()> {
+        for proxy in &self.proxies {
+            proxy.is_warm(WARM).await?;
+        }
+        Ok(())
     }
 
     async fn start_backends(&mut self) -> Result<()> {
@@ -297,10 +332,8 @@ async fn first_answers(proxy: SocketAddr, world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Nothing was ever rejected, nothing is warming, and all is as it should be.
+/// Nothing was ever rejected, and all is as it should be.
 async fn as_it_should_be(proxy: &Proxy, replicas: &mut Replicas) -> Result<()> {
-    let warming = proxy.envoy.warming().await?;
-    ensure!(warming.is_empty(), "warming at the end: {warming:?}");
     let stats = proxy.envoy.page("/stats?format=json&filter=update_rejected").await?;
     let rejected = stats["stats"].as_array().into_iter().flatten();
     let rejected: Vec<_> =

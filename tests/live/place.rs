@@ -7,12 +7,13 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use envoy_api::bootstrap::{Bootstrap, Protocol};
 use house::mesh::{Envoy, free_address, free_address_of};
 use house::namespace::{self, Neighbour};
-use house::relay::{Relay, Targets};
+use house::relay::{Carried, Relay, Targets};
 use house::world::World;
 use rand::rngs::StdRng;
 use serde_json::{Map, json};
@@ -175,5 +176,29 @@ impl Plan {
         std::fs::create_dir(&work)?;
         let envoy = Envoy::launch(&program, bootstrap, admin, &work).await?;
         Ok(Proxy { form, node, envoy, relay, address, absent })
+    }
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Whether its connection has lasted so long.
+    pub(crate) fn is_connected_for(&self, time: Duration) -> bool {
+        let Carried { open, last, .. } = self.relay.carried();
+        open > 0 && last.is_some_and(|last| last.elapsed() > time)
+    }
+
+    /// Fail if anything warms after so long.
+    pub(crate) async fn is_warm(&self, within: Duration) -> Result<()> {
+        let Self { node, form, .. } = self;
+        let deadline = Instant::now() + within;
+        loop {
+            let warming = self.envoy.warming().await?;
+            if warming.is_empty() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{node} ({form:?}) is warming {warming:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
