@@ -222,11 +222,8 @@ fn judge(seen: &Seen, states: &VecDeque<State>) -> Verdict {
     }
     // One whose predecessor is valid too is on its way.
     let disturbed = valid.iter().skip(1).any(|state| state.disturbed);
-    // FIXME: only `whole`. By delta, a cluster that went meanwhile is taken away before the proxy has
-    // said which routes it holds, when its requests come one by one.
-    let going = valid.last().is_some_and(|state| !state.allowed.contains_key(host));
-    if (*whole || going) && disturbed && outcome.as_ref().is_err_and(|text| text.starts_with("503"))
-    {
+    let unavailable = outcome.as_ref().is_err_and(|text| text.starts_with("503"));
+    if *whole && disturbed && unavailable {
         return Verdict::Between;
     }
     let since = |state: &State| {

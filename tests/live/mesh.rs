@@ -37,11 +37,7 @@ const PAUSE: Duration = Duration::from_millis(4);
 /// Time that an edit may take, whatever happens meanwhile.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Time in which everything is warm that can be, once its proxy is connected.
-///
-/// FIXME: 5 s. By delta, a proxy that loses its connection between a changed cluster and its
-/// endpoints asks for endpoints by the versions that it holds, and not for clusters before they are
-/// warm. It is sent nothing, and waits for Envoy's 15 s.
-const WARM: Duration = Duration::from_secs(20);
+const WARM: Duration = Duration::from_secs(5);
 /// Time that a listener takes to go at most.
 const DRAINED: Duration = Duration::from_secs(10);
 

@@ -5,9 +5,10 @@
 //!
 //! **Invariant:** talks to either only as a user could: files, flags, HTTP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -438,15 +439,17 @@ pub fn free_address() -> Result<SocketAddr> {
     free_address_of(Ipv4Addr::LOCALHOST)
 }
 
-/// A port of a loopback address on which nobody listens.
+/// A port of a loopback address on which nobody listens, and which nobody was given before.
 ///
 /// Below the ports that the system gives to clients: one of those could be taken by the next
 /// connection before the server opens it.
 pub fn free_address_of(address: Ipv4Addr) -> Result<SocketAddr> {
+    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..100 {
         let port = rand::rng().random_range(10_000..32_000);
         let candidate = SocketAddr::new(IpAddr::V4(address), port);
-        if TcpListener::bind(candidate).is_ok() {
+        if TcpListener::bind(candidate).is_ok() && given.insert(candidate) {
             return Ok(candidate);
         }
     }

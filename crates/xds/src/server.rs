@@ -241,6 +241,8 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
             // Until there is something to compare it with, what a proxy says is left where it is.
             let has_view = admitted.has_view;
             if let Some(first) = first.take_if(|_| has_view) {
+                let stream = &admitted.registered.stream;
+                stream.state().machine.begin_at(stream.now());
                 self.on_request(&mut admitted, first).await?;
             }
             let (wants_output, deadline) = {

@@ -182,6 +182,13 @@ impl Stream {
 // === impl Machine ===
 
 impl Machine {
+    pub(crate) fn begin_at(&mut self, now: Duration) {
+        match self {
+            Self::Delta(session) => session.begin_at(now),
+            Self::Sotw(session) => session.begin_at(now),
+        }
+    }
+
     pub(crate) fn on_view(&mut self, now: Duration, view: &Arc<ScopeView>) {
         match self {
             Self::Delta(session) => session.on_view(now, view),

@@ -34,6 +34,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// Connections that wait for a first byte; the backlog of a listener is 4,096, and what is beyond
 /// waits a second for another SYN.
 const CONNECTING: usize = 3000;
+/// The same by TLS: all handshakes are the work of one thread here, and none may take 10 s.
+const SHAKING_HANDS: usize = 300;
 const TICK: Duration = Duration::from_millis(5);
 /// Slow readers read a tenth of their rate this often.
 const SLOW_TURN: Duration = Duration::from_millis(100);
@@ -370,7 +372,8 @@ impl Worker {
             self.retrying.remove(&(at, line));
             self.queue.push_back(line);
         }
-        while self.connecting < CONNECTING
+        let most = if self.options.tls.is_some() { SHAKING_HANDS } else { CONNECTING };
+        while self.connecting < most
             && let Some(line) = self.queue.pop_front()
         {
             self.connect(line)?;

@@ -118,6 +118,7 @@ impl Session {
             return;
         }
         let in_use = self.in_use(resource_type, &names);
+        self.remind(self.asked_by());
         let mut free = Vec::new();
         for name in names {
             let blocked = in_use.contains(&name);

@@ -65,12 +65,12 @@ impl Session {
         }
         match state.seen {
             true => state.wants(name),
-            false => self.now < self.settings.ask_grace,
+            false => self.now < self.asked_by(),
         }
     }
 
     /// Those of some names that the proxy may still be using: something held or in flight refers
-    /// to them, or is not known.
+    /// to them, or is not known, or may be asked for in a moment.
     pub(super) fn in_use(
         &self,
         resource_type: ResourceType,
@@ -80,7 +80,12 @@ impl Session {
         let unknown = |(from, state): (ResourceType, &TypeState)| {
             may_refer(from, resource_type) && state.held.has_unknown()
         };
-        if states().any(unknown) {
+        // By state of the world a proxy does not say what it held.
+        let asking = !self.full_sets && self.now < self.asked_by();
+        let unasked = |(from, state): (ResourceType, &TypeState)| {
+            asking && may_refer(from, resource_type) && !state.seen
+        };
+        if states().any(unknown) || states().any(unasked) {
             return names.iter().cloned().collect();
         }
         let asked: BTreeSet<_> = names.iter().collect();

@@ -41,6 +41,11 @@ pub struct Session {
     /// State-of-the-world: responses of CDS and LDS are full sets, children are never removed.
     full_sets: bool,
     now: Duration,
+    /// When requests began to be worked in.
+    began: Duration,
+    /// Whether the proxy held endpoints before, and clusters that it does not ask for may wait for
+    /// them.
+    awaits_endpoints: bool,
     view: Option<Arc<ScopeView>>,
     types: [TypeState; 6],
     last_nonce: u64,
@@ -62,6 +67,8 @@ impl Session {
             settings,
             full_sets: false,
             now: Duration::ZERO,
+            began: Duration::ZERO,
+            awaits_endpoints: false,
             view: None,
             types: ResourceType::ALL.map(TypeState::new),
             last_nonce: 0,
@@ -71,6 +78,16 @@ impl Session {
             notices: Vec::new(),
             rejections: Vec::new(),
         }
+    }
+
+    /// Requests are worked in from now on; they waited for a view.
+    pub fn begin_at(&mut self, now: Duration) {
+        self.began = now;
+    }
+
+    /// Until when the proxy may still be asking for its types one by one.
+    fn asked_by(&self) -> Duration {
+        self.began + self.settings.ask_grace
     }
 
     /// Work in a request.
@@ -84,6 +101,8 @@ impl Session {
         self.dirty = true;
         let first = !self.state(resource_type).seen;
         if first {
+            self.awaits_endpoints |= resource_type == ResourceType::Endpoints
+                && !request.initial_resource_versions.is_empty();
             if self.begin_whole(resource_type, &request) {
                 return;
             }

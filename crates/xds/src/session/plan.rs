@@ -87,12 +87,30 @@ impl Session {
         let Some(view) = self.view.clone() else {
             return;
         };
+        self.owe_awaited_endpoints();
         for resource_type in ResourceType::ALL {
             if self.state(resource_type).seen {
                 self.plan_type(resource_type, &view);
                 self.state_mut(resource_type).condense(&view);
             }
         }
+    }
+
+    /// A proxy that lost its stream between a changed cluster and the endpoints of it asks for
+    /// clusters only once that one is warm, and it is warm only once it is sent its endpoints,
+    /// although the proxy holds them.
+    fn owe_awaited_endpoints(&mut self) {
+        let asked = self.state(ResourceType::Cluster).seen;
+        if !self.awaits_endpoints || asked {
+            return;
+        }
+        if self.now < self.asked_by() {
+            return self.remind(self.asked_by());
+        }
+        self.awaits_endpoints = false;
+        let endpoints = self.state_mut(ResourceType::Endpoints);
+        let held: Vec<_> = endpoints.held.names().cloned().collect();
+        endpoints.owed.extend(held);
     }
 
     fn plan_type(&mut self, resource_type: ResourceType, view: &Arc<ScopeView>) {
@@ -301,7 +319,7 @@ impl Session {
             if let Some(end) = end.filter(|_| !open) {
                 self.remind(end);
                 if !self.state(ResourceType::Cluster).seen {
-                    self.remind(self.settings.ask_grace);
+                    self.remind(self.asked_by());
                 }
             }
             group.ready = open && (group.exempt || !busy);

@@ -37,6 +37,11 @@ impl SotwSession {
         Self { core, named: BTreeSet::new(), deferred: BTreeMap::new() }
     }
 
+    /// As [`Session::begin_at`].
+    pub fn begin_at(&mut self, now: Duration) {
+        self.core.begin_at(now);
+    }
+
     /// Work in a request. VHDS has no such variant: its requests are ignored.
     pub fn on_request(&mut self, now: Duration, resource_type: ResourceType, request: SotwRequest) {
         if resource_type == ResourceType::VirtualHost {

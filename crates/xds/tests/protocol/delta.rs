@@ -287,12 +287,15 @@ fn r55_a_name_only_in_initial_versions_is_no_subscription() {
 
 #[test]
 fn r56_a_named_child_with_a_matching_version_is_skipped_unless_the_switch_is_on() {
-    let old = [resource(Eds, "a", 1)];
-    let mut proxy = Proxy::offered(old.clone());
+    let (clusters, old) = ([resource(Cds, "a", 1)], [resource(Eds, "a", 1)]);
+    let offered = || clusters.iter().chain(&old).cloned();
+    let mut proxy = Proxy::offered(offered());
+    proxy.reconnect(Cds, &[], &clusters);
     proxy.reconnect(Eds, &["a"], &old);
     proxy.is_silent();
     let strict = Settings { resend_on_reconnect: vec![Eds], ..Settings::default() };
-    let mut proxy = Proxy::with(strict, old.clone());
+    let mut proxy = Proxy::with(strict, offered());
+    proxy.reconnect(Cds, &[], &clusters);
     proxy.reconnect(Eds, &["a"], &old);
     proxy.gets(Eds, &["a"], &[]);
 }

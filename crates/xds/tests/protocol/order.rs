@@ -278,3 +278,33 @@ fn a_reference_to_what_the_scope_does_not_offer_gates_nothing() {
     proxy.publish(|v| v.set(refers(Lds, "l", 2, &[(Cds, "static")])));
     proxy.gets(Lds, &["l"], &[]);
 }
+
+#[test]
+fn r71_after_a_reconnect_a_vanished_cluster_waits_for_routes_to_be_asked_for() {
+    let mut proxy = Proxy::offered([resource(Rds, "r", 2)]);
+    proxy.now = std::time::Duration::ZERO;
+    proxy.reconnect(Cds, &[], &[resource(Cds, "gone", 1)]);
+    proxy.is_silent();
+    proxy.reconnect(Rds, &["r"], &[refers(Rds, "r", 1, &[(Cds, "gone")])]);
+    let routes = proxy.gets(Rds, &["r"], &[]);
+    proxy.ack(&routes);
+    proxy.is_silent();
+    // Hosts and listeners are not asked for at all.
+    proxy.wait(1);
+    proxy.gets(Cds, &[], &["gone"]);
+}
+
+#[test]
+fn r75_endpoints_are_sent_again_to_a_proxy_that_came_back_before_its_changed_cluster_was_warm() {
+    let (cluster, endpoints) = (resource(Cds, "c", 2), resource(Eds, "c", 1));
+    let mut proxy = Proxy::offered([cluster.clone(), endpoints.clone()]);
+    proxy.now = std::time::Duration::ZERO;
+    // Envoy has the new cluster, not its endpoints: it asks for clusters once that is warm.
+    proxy.reconnect(Eds, &["c"], &[endpoints]);
+    proxy.is_silent();
+    proxy.wait(1);
+    let response = proxy.gets(Eds, &["c"], &[]);
+    proxy.ack(&response);
+    proxy.reconnect(Cds, &[], &[cluster]);
+    proxy.is_silent();
+}
