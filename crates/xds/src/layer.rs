@@ -241,6 +241,17 @@ mod tests {
     }
 
     #[test]
+    fn what_an_edit_does_not_touch_stays_prepared() {
+        let endpoints = EncodedResource::new(ResourceType::Endpoints, "a", b"1", vec![]);
+        let base = Layer::default().edit().set(cluster("a", b"1")).set(endpoints).build();
+        let prepared = [Cluster, ResourceType::Endpoints].map(|kind| base.prepared(kind));
+        let edited = base.edit().set(cluster("b", b"1")).build();
+        assert!(!Arc::ptr_eq(&edited.prepared(Cluster), &prepared[0]));
+        assert!(Arc::ptr_eq(&edited.prepared(ResourceType::Endpoints), &prepared[1]));
+        assert!(Arc::ptr_eq(&base.prepared(Cluster), &prepared[0]));
+    }
+
+    #[test]
     fn what_changed_is_found_by_the_log_and_by_walking_alike() {
         let base = ["a", "b", "c"].map(|n| cluster(n, b"1"));
         let base = base.into_iter().fold(Layer::default().edit(), LayerEdit::set).build();
