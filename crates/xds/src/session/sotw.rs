@@ -132,7 +132,6 @@ impl SotwSession {
                 return;
             }
             if state.is_blank() && state.names.len() == 0 {
-                self.named.insert(resource_type);
                 state.want_named(whole);
                 return;
             }

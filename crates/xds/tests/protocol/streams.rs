@@ -102,12 +102,15 @@ async fn r85_a_change_that_a_proxy_does_not_see_does_not_even_wake_it() {
     let response = client.response().await;
     client.ack(&response, None).await;
     let sent = server.stats.sent_bytes.get();
+    let mut woken = server.gate.publisher.subscribe(ScopeId(0));
+    woken.mark_unchanged();
     for n in 1..100 {
         let mut next = (*server.gate.publisher.load()).clone();
         next.revision += 1;
         Arc::make_mut(&mut next.scopes).insert(ScopeId(1), view([resource(Cds, "d", n)]));
         server.gate.publisher.publish(next);
     }
+    assert!(!woken.has_changed().unwrap(), "its scope was told");
     // What comes after the others came would have come after them.
     client.send(subscribe(Eds, "x")).await;
     assert_eq!(names(&client.response().await), ["x"]);
