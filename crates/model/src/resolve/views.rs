@@ -86,10 +86,12 @@ impl Query for HostViews {
             }
             ports.extend(service.ports.iter().map(|p| p.number));
         }
-        // Ports of a host that only rules declare are those of a service whose pattern covers it.
-        let covering = match services.is_empty() {
-            true => hosts::patterns_for(host),
-            false => Vec::new(),
+        // To whom no service of the host is visible, its ports are those of a service whose pattern
+        // covers it.
+        let everyone = |service| view.visibility_of_service(service) == Visibility::Everyone;
+        let covering = match services.iter().any(|(_, service)| everyone(service)) {
+            true => Vec::new(),
+            false => hosts::patterns_for(host),
         };
         for pattern in covering.into_iter().skip(1) {
             for (_, service) in view.services_of(&pattern) {
