@@ -1,8 +1,6 @@
-//! Bytes on their way out, in pieces that a connection likes.
+//! Responses in pieces: chunks of bytes that a connection likes, names that fit into a response.
 //!
-//! In: a head and shared entries. Out: chunks, made one by one as they are taken.
-//!
-//! **Invariant:** the bytes of a large entry are never copied.
+//! **Invariant:** the bytes of a large entry are never copied; a piece is never empty.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -10,43 +8,37 @@ use bytes::{BufMut, Bytes, BytesMut};
 const JOIN: usize = 16 << 10;
 
 /// Bytes that are joined at most: each stream that is behind holds so much for itself.
-pub(crate) const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 64 << 10;
 
-/// A head and the entries behind it.
-pub(crate) struct Chunks {
-    /// The head, until it is taken.
-    first: BytesMut,
-    entries: std::vec::IntoIter<Bytes>,
+/// The next chunk of a head, which may be empty, and the entries behind it: a large entry as it is,
+/// else as many entries as go into one. How many entries it takes; none = nothing is left.
+pub(crate) fn chunk(mut head: BytesMut, entries: &[Bytes]) -> Option<(usize, Bytes)> {
+    let mut fits = head.len();
+    let small = entries.iter().take_while(|entry| {
+        fits += entry.len();
+        entry.len() <= JOIN && fits <= CHUNK
+    });
+    let count = small.count();
+    if head.is_empty() && count <= 1 {
+        return Some((1, entries.first()?.clone()));
+    }
+    head.reserve(entries[..count].iter().map(Bytes::len).sum());
+    for entry in &entries[..count] {
+        head.put_slice(entry);
+    }
+    Some((count, head.freeze()))
 }
 
-// === impl Chunks ===
-
-impl Chunks {
-    pub(crate) fn new(first: BytesMut, entries: Vec<Bytes>) -> Self {
-        Self { first, entries: entries.into_iter() }
-    }
-}
-
-impl Iterator for Chunks {
-    type Item = Bytes;
-
-    /// The next chunk: a large entry as it is, else as many entries as go into one.
-    fn next(&mut self) -> Option<Bytes> {
-        let mut joined = std::mem::take(&mut self.first);
-        let mut fits = joined.len();
-        let rest = self.entries.as_slice();
-        let small = rest.iter().take_while(|entry| {
-            fits += entry.len();
-            entry.len() <= JOIN && fits <= CHUNK
-        });
-        let count = small.count();
-        if joined.is_empty() && count <= 1 {
-            return self.entries.next();
+/// Names, one after the other, in parts of so many bytes, or of one name that is longer.
+pub(crate) fn parts<T: AsRef<str>>(names: &[T], bytes: usize) -> impl Iterator<Item = &[T]> {
+    let mut sum = names.first().map_or(0, |name| name.as_ref().len());
+    names.chunk_by(move |_, next| {
+        let next = next.as_ref().len();
+        sum += next;
+        let fits = sum <= bytes;
+        if !fits {
+            sum = next;
         }
-        joined.reserve(rest[..count].iter().map(Bytes::len).sum());
-        for entry in self.entries.by_ref().take(count) {
-            joined.put_slice(&entry);
-        }
-        Some(joined.freeze())
-    }
+        fits
+    })
 }

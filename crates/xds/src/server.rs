@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tonic::codec::{DecodeBuf, Decoder, Streaming};
 use tonic::{Code, Status};
 
+use crate::chunks::parts;
 use crate::connect::{ConnectRequest, Connection, Connector, Event, Refused, What};
 use crate::publication::ScopeId;
 use crate::session::Settings;
@@ -350,7 +351,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
             return Ok(());
         }
         let (url, limit) = (request.type_url(), self.options.settings.response_bytes);
-        for names in wire::parts(request.asked(), limit) {
+        for names in parts(request.asked(), limit) {
             admitted.unknown += 1;
             let nonce = format!("unknown-{}", admitted.unknown);
             let message = wire::unknown_type_frame(url, &nonce, names, &self.options.identifier);

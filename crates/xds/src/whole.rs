@@ -11,11 +11,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use envoy_api::{ContentHash, EncodedResource, ResourceType};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::chunks::CHUNK;
+use crate::chunks::chunk;
 use crate::layer::Layer;
 use crate::publication::{ScopeView, parent_of};
 
@@ -167,27 +167,12 @@ impl Prepared {
 
     /// Entries as they are sent, as many in one piece as go into a chunk.
     fn join(&self, entry: impl Fn(&EncodedResource) -> Bytes) -> Vec<(Range<usize>, Bytes)> {
+        let entries: Vec<_> = self.resources.iter().map(|resource| entry(resource)).collect();
         let mut joined = Vec::new();
         let mut start = 0;
-        while start < self.resources.len() {
-            let entries = self.resources[start..].iter().map(|resource| entry(resource));
-            let mut length = 0;
-            let fits = entries.clone().take_while(|entry| {
-                length += entry.len();
-                length <= CHUNK
-            });
-            let count = fits.count();
-            let end = start + count.max(1);
-            let bytes = match count {
-                0 | 1 => entry(&self.resources[start]),
-                _ => {
-                    let mut chunk = BytesMut::with_capacity(length);
-                    entries.take(count).for_each(|entry| chunk.put_slice(&entry));
-                    chunk.freeze()
-                }
-            };
-            joined.push((start..end, bytes));
-            start = end;
+        while let Some((taken, bytes)) = chunk(BytesMut::new(), &entries[start..]) {
+            joined.push((start..start + taken, bytes));
+            start += taken;
         }
         joined
     }

@@ -14,7 +14,7 @@ use envoy_api::resource::{put_field, put_header};
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 use prost::{DecodeError, Message};
 
-use crate::chunks::Chunks;
+use crate::chunks::chunk;
 use crate::session::{DeltaRequest, Response, Session, Settings, SotwRequest, SotwSession};
 use crate::streams::{Machine, Protocol};
 
@@ -22,7 +22,9 @@ use crate::streams::{Machine, Protocol};
 /// proxy costs a list of shared entries, not a copy of them.
 pub(super) struct Outgoing {
     bytes: usize,
-    chunks: Chunks,
+    /// Prefix and head, until they are sent.
+    first: BytesMut,
+    entries: std::vec::IntoIter<Bytes>,
 }
 
 /// `google.rpc.Status`.
@@ -229,19 +231,6 @@ fn sotw_frame(response: &Response, control_plane: &str) -> Outgoing {
     frame(head, response.resources.sotw_entries())
 }
 
-/// Names, one after the other, in parts of so many bytes.
-pub(super) fn parts(names: &[String], bytes: usize) -> impl Iterator<Item = &[String]> {
-    let mut sum = names.first().map_or(0, String::len);
-    names.chunk_by(move |_, next| {
-        sum += next.len();
-        let fits = sum <= bytes;
-        if !fits {
-            sum = next.len();
-        }
-        fits
-    })
-}
-
 /// The delta answer to names of a type that is not served.
 pub(super) fn unknown_type_frame(
     type_url: &str,
@@ -274,7 +263,7 @@ fn frame(head: Vec<u8>, entries: Vec<Bytes>) -> Outgoing {
     first.put_u8(0);
     first.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     first.put_slice(&head);
-    Outgoing { bytes: first.len() - head.len() + length, chunks: Chunks::new(first, entries) }
+    Outgoing { bytes: first.len() - head.len() + length, first, entries: entries.into_iter() }
 }
 
 // === impl Outgoing ===
@@ -290,7 +279,10 @@ impl Iterator for Outgoing {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        self.chunks.next()
+        let first = std::mem::take(&mut self.first);
+        let (taken, bytes) = chunk(first, self.entries.as_slice())?;
+        self.entries.by_ref().take(taken).for_each(drop);
+        Some(bytes)
     }
 }
 

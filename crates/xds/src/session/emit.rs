@@ -15,6 +15,7 @@ use super::Session;
 use super::message::{Notice, Resources, Response};
 use super::plan::Addition;
 use super::state::{Due, Sent};
+use crate::chunks::parts;
 use crate::publication::ScopeView;
 use crate::whole::Whole;
 
@@ -118,7 +119,10 @@ impl Session {
             return;
         }
         let in_use = self.in_use(resource_type, &names);
-        self.remind(self.asked_by());
+        if !in_use.is_empty() {
+            // What the proxy asks for until then may show that it does not use them.
+            self.remind(self.asked_by());
+        }
         let mut free = Vec::new();
         for name in names {
             let blocked = in_use.contains(&name);
@@ -138,18 +142,10 @@ impl Session {
 
     /// Write removed or missing names, in several responses where one would be too large.
     fn emit_names(&mut self, resource_type: ResourceType, push: bool, names: Vec<Arc<str>>) {
-        let mut items = BTreeMap::new();
-        let mut bytes = 0;
-        for name in names {
-            let full = bytes + name.len() > self.settings.response_bytes;
-            if full && !self.full_sets && !items.is_empty() {
-                self.emit(resource_type, push, std::mem::take(&mut items));
-                bytes = 0;
-            }
-            bytes += name.len();
-            items.insert(name, None);
-        }
-        if !items.is_empty() {
+        // A full set says nothing of names.
+        let limit = if self.full_sets { usize::MAX } else { self.settings.response_bytes };
+        for names in parts(&names, limit) {
+            let items = names.iter().map(|name| (name.clone(), None)).collect();
             self.emit(resource_type, push, items);
         }
     }

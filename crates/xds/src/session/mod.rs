@@ -284,10 +284,10 @@ impl Session {
             return true;
         }
         for part in whole.parts() {
-            let _adopted = everything || state.names.adopt(&part);
-        }
-        for part in whole.parts() {
             let _adopted = state.held.adopt(&part);
+            if !everything {
+                let _adopted = state.names.adopt(&part);
+            }
         }
         let routes = self.state(ResourceType::RouteConfiguration);
         let hosts = resource_type == ResourceType::VirtualHost;
@@ -302,9 +302,10 @@ impl Session {
     /// Everything that the view offers of a type, if these are its names and they are many.
     fn named_whole(&self, resource_type: ResourceType, names: &[String]) -> Option<Arc<Whole>> {
         // Of other types a name says more than that it is wanted, or there are few.
-        let endpoints = resource_type == ResourceType::Endpoints && !names.is_empty();
-        let whole = self.whole_of(resource_type, names.len()).filter(|_| endpoints)?;
-        Some(whole).filter(|whole| whole.is_named(names))
+        if resource_type != ResourceType::Endpoints || names.is_empty() {
+            return None;
+        }
+        self.whole_of(resource_type, names.len()).filter(|whole| whole.is_named(names))
     }
 
     /// Everything that the view offers of a type, if that may be as much as this.
