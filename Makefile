@@ -52,7 +52,7 @@ live: ## Edit the mesh of ten real Envoys 10,000 times under traffic, once in qu
 	@ENVOY_BIN="$$(tests/scripts/fetch-envoy)" && ENVOY_OLD_BIN="$$(tests/scripts/fetch-envoy old)" && \
 	export ENVOY_BIN ENVOY_OLD_BIN && \
 	HEDDLE_LIVE_EDITS="$(or $(EDITS),10000)" HEDDLE_LIVE_ENVOYS="$(or $(ENVOYS),10)" $(if $(SEED),HEDDLE_LIVE_SEED="$(SEED)") \
-	$(CARGO) test --release --locked --package heddle-tests --test live -- --nocapture --test-threads 1 fleet
+	$(CARGO) test --release --workspace --locked --test live -- --nocapture --test-threads 1 fleet
 
 bench-cluster: ## Measure reading a large cluster, memory, and a write's way to a proxy, as root
 	$(CARGO) build --release --workspace --locked --bin heddle-controller --bin bench_cluster --bin leash && \

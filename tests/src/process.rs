@@ -181,8 +181,8 @@ pub fn sibling(name: &str) -> Result<PathBuf> {
 /// Only for tests: `cargo test` builds no binaries of other packages.
 pub fn built(cargo: &str, name: &str) -> Result<PathBuf> {
     let mut command = Command::new(cargo);
-    // All of them at once: with other packages selected, cargo would build the dependencies anew.
-    command.args(["build", "--quiet", "--workspace", "--bins", "--message-format=json"]);
+    // With other packages selected, cargo would build the dependencies anew.
+    command.args(["build", "--quiet", "--workspace", "--bin", name, "--message-format=json"]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

@@ -441,7 +441,6 @@ impl Session {
         let Some(sent) = state.sent.remove(&nonce) else {
             return;
         };
-        let part = state.parts.remove(&nonce);
         let routes = resource_type == ResourceType::RouteConfiguration;
         let names: Vec<_> = sent.items.keys().filter(|_| routes).cloned().collect();
         match error {
@@ -455,12 +454,7 @@ impl Session {
                 state.tally.acked += 1;
                 state.tally.acked_nonce = nonce;
                 state.tally.acked_at = Some(now);
-                if let Some(part) = part {
-                    state.accept_part(nonce, &part, view.as_deref());
-                }
-                for (name, resource) in sent.items {
-                    state.accept(nonce, name, resource, view.as_deref());
-                }
+                state.accept_all(nonce, sent, view.as_deref());
             }
         }
         for name in &names {

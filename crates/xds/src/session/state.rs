@@ -101,6 +101,8 @@ pub(super) struct TypeState {
     /// The newest un-ACKed sending of a name, unless it is in one of the parts: nonce and content
     /// (`None` = removed).
     pub(super) pending: BTreeMap<Arc<str>, (u64, Option<Arc<EncodedResource>>)>,
+    /// How much what is in flight adds to the version of what is held.
+    ahead: u64,
     /// Set = everything that the view offers is to be sent, and nothing of it was.
     pub(super) due: Option<Due>,
     /// Names to compare again; a name outside is known to be as it should be.
@@ -233,6 +235,7 @@ impl TypeState {
             sent: BTreeMap::new(),
             parts: BTreeMap::new(),
             pending: BTreeMap::new(),
+            ahead: 0,
             due: None,
             todo: BTreeSet::new(),
             asked: BTreeSet::new(),
@@ -325,26 +328,25 @@ impl TypeState {
 
     /// Version of `expected` over all names.
     pub(super) fn expected_version(&self) -> u64 {
-        let mut sum = self.held.sum();
-        for part in self.parts.values() {
-            sum = sum.wrapping_add(part.sum());
-            if self.held.len() > 0 {
-                let held =
-                    |r: &Arc<EncodedResource>| Some(mix(r.name(), self.held.version(r.name())?));
-                let replaced = part.resources().iter().filter_map(held);
-                sum = replaced.fold(sum, u64::wrapping_sub);
-            }
-        }
-        for (name, (_, resource)) in &self.pending {
-            let before = self.in_part(name).map(|r| r.version());
-            if let Some(before) = before.or_else(|| self.held.version(name)) {
-                sum = sum.wrapping_sub(mix(name, before));
-            }
-            if let Some(resource) = resource {
-                sum = sum.wrapping_add(mix(name, resource.version()));
-            }
-        }
-        sum
+        self.held.sum().wrapping_add(self.ahead)
+    }
+
+    /// What was in flight is held: what the proxy has in the end is as it was.
+    fn expect(&mut self, version: u64) {
+        self.ahead = version.wrapping_sub(self.held.sum());
+    }
+
+    /// Change what is held or in flight of a name, and the version of it all with that.
+    fn change(&mut self, name: &Arc<str>, change: impl FnOnce(&mut Self)) {
+        let before = self.weight(name);
+        change(self);
+        self.ahead = self.ahead.wrapping_add(self.weight(name)).wrapping_sub(before);
+    }
+
+    /// What a name adds to `ahead`.
+    fn weight(&self, name: &Arc<str>) -> u64 {
+        let mixed = |version: Option<_>| version.map_or(0, |version| mix(name, version));
+        mixed(self.expected(name)).wrapping_sub(mixed(self.held.version(name)))
     }
 
     /// The proxy dropped the name: nothing about it is true any more.
@@ -352,8 +354,10 @@ impl TypeState {
         if self.in_part(name).is_some() {
             self.spell_out();
         }
-        self.held.set(name, None);
-        self.pending.remove(name);
+        self.change(name, |state| {
+            state.held.set(name, None);
+            state.pending.remove(name);
+        });
         for sent in self.sent.values_mut() {
             sent.items.remove(name);
         }
@@ -368,7 +372,9 @@ impl TypeState {
     /// Note a response that is about to be written.
     pub(super) fn register(&mut self, nonce: u64, sent: Sent) {
         for (name, resource) in &sent.items {
-            self.pending.insert(name.clone(), (nonce, resource.clone()));
+            self.change(name, |state| {
+                state.pending.insert(name.clone(), (nonce, resource.clone()));
+            });
             self.todo.remove(name);
             self.asked.remove(name);
             self.owed.remove(name);
@@ -383,10 +389,12 @@ impl TypeState {
         self.sent.insert(nonce, sent);
     }
 
-    /// Note a response that is about to be written and carries a part of everything.
+    /// Note a response that is about to be written and carries a part of everything, of which
+    /// nothing is held.
     pub(super) fn register_part(&mut self, nonce: u64, push: bool, at: Duration, part: &Part) {
         self.register(nonce, Sent { push, at, items: BTreeMap::new() });
         self.parts.insert(nonce, part.clone());
+        self.ahead = self.ahead.wrapping_add(part.sum());
     }
 
     /// Note each name of the parts by itself.
@@ -404,15 +412,21 @@ impl TypeState {
         }
     }
 
-    /// Take a part as accepted.
-    pub(super) fn accept_part(&mut self, nonce: u64, part: &Part, view: Option<&ScopeView>) {
-        if self.parked.is_empty() && self.held.adopt(part) {
-            return;
+    /// Take what a response carries as accepted.
+    pub(super) fn accept_all(&mut self, nonce: u64, sent: Sent, view: Option<&ScopeView>) {
+        let expected = self.expected_version();
+        if let Some(part) = self.parts.remove(&nonce)
+            && !(self.parked.is_empty() && self.held.adopt(&part))
+        {
+            for resource in part.resources() {
+                let item = Some(Arc::clone(resource));
+                self.accept(nonce, Arc::clone(resource.name()), item, view);
+            }
         }
-        for resource in part.resources() {
-            let item = Some(Arc::clone(resource));
-            self.accept(nonce, Arc::clone(resource.name()), item, view);
+        for (name, resource) in sent.items {
+            self.accept(nonce, name, resource, view);
         }
+        self.expect(expected);
     }
 
     /// Take names out of a response that was not written yet.
@@ -441,6 +455,7 @@ impl TypeState {
         resource: Option<Arc<EncodedResource>>,
         view: Option<&ScopeView>,
     ) {
+        let expected = self.expected_version();
         if self.pending.get(&name).is_some_and(|p| p.0 == nonce) {
             self.pending.remove(&name);
         }
@@ -459,6 +474,7 @@ impl TypeState {
         }
         self.unpark_takers(&name, resource.as_deref());
         self.held.set(&name, Said::of(resource.as_ref()));
+        self.expect(expected);
     }
 
     /// Take back one item of a response that was refused: an older one may still be in flight.
@@ -466,12 +482,14 @@ impl TypeState {
         if self.pending.get(name).is_none_or(|pending| pending.0 != nonce) {
             return;
         }
-        self.pending.remove(name);
         let mut older = self.sent.iter().rev();
         let older = older.find_map(|(nonce, sent)| Some((*nonce, sent.items.get(name)?.clone())));
-        if let Some(older) = older {
-            self.pending.insert(name.clone(), older);
-        }
+        self.change(name, |state| {
+            match older {
+                Some(older) => state.pending.insert(name.clone(), older),
+                None => state.pending.remove(name),
+            };
+        });
     }
 
     /// A host gave domains up: whoever was refused while it had them may try again.

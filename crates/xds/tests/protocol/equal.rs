@@ -187,6 +187,9 @@ proptest! {
             twins.apply(op);
         }
         twins.settle();
+        for status in twins.delta.status(twins.now).into_iter().chain(twins.sotw.status(twins.now)) {
+            prop_assert_eq!((status.in_flight, status.sent_version), (0, status.acked_version));
+        }
         for resource_type in TYPES {
             let names = &twins.names[slot(resource_type)];
             let wanted = |name: &str| matches!(resource_type, Cds | Lds) || names.contains(name);

@@ -324,6 +324,10 @@ impl Envoy {
 
     fn check_converged(&mut self) {
         let view = self.view.clone();
+        for status in self.session.status(self.now) {
+            let t = status.resource_type;
+            assert_eq!((status.in_flight, &status.sent_version), (0, &status.acked_version), "{t}");
+        }
         for t in [Cds, Lds, Rds, Vhds] {
             let offered = view.resources(t);
             let wanted = offered.filter(|(name, _)| match t {
