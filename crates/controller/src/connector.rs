@@ -5,7 +5,7 @@
 //! **Invariant:** nothing is served before the sources are synced; on the secure port a proxy is
 //! what its credential proves.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use envoy_api::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use model::rows::Locality;
@@ -28,6 +28,7 @@ pub(crate) struct StreamConnector {
 /// Says that a stream ended, when dropped.
 struct Guard {
     inbox: mpsc::Sender<Event>,
+    shared: Arc<Shared>,
     key: ProxyKey,
 }
 
@@ -56,11 +57,13 @@ impl Connector for StreamConnector {
         tracing::info!(proxy = %node_id, stream = stream.0, identity, "proxy connected");
         let key = ProxyKey(stream.0);
         let (scope, assigned) = watch::channel(None);
-        let guard = Guard { inbox: self.inbox.clone(), key };
         self.inbox
             .send(Event::Connected { key, proxy: Box::new(proxy), scope })
             .await
             .map_err(|_| Refused::NotReady("the controller stops".to_owned()))?;
+        // Only now: an end is said of what was said to be there.
+        let (inbox, shared) = (self.inbox.clone(), Arc::clone(&self.shared));
+        let guard = Guard { inbox, shared, key };
         let publisher = Arc::clone(&self.shared.publisher);
         let until = verified.map(|verified| verified.ends);
         Ok(Connection { scope: assigned, publisher, until, guard: Box::new(guard) })
@@ -113,8 +116,26 @@ fn version(node: &Node) -> Option<EnvoyVersion> {
 impl Drop for Guard {
     fn drop(&mut self) {
         tracing::info!(stream = self.key.0, "proxy disconnected");
-        // When the inbox is full the loop is awake anyway, and sees that nobody listens to the
-        // scope of this stream any more.
-        let _ = self.inbox.try_send(Event::Disconnected(self.key));
+        if self.inbox.try_send(Event::Disconnected(self.key)).is_err() {
+            // When the inbox is full the loop is awake anyway, and looks here too.
+            let ended = self.shared.ended.lock();
+            ended.unwrap_or_else(PoisonError::into_inner).push(self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_does_not_fit_into_the_inbox_is_kept() {
+        let (inbox, _events) = mpsc::channel(1);
+        let shared = Arc::new(Shared::default());
+        for key in 1..=2 {
+            let (inbox, shared) = (inbox.clone(), Arc::clone(&shared));
+            drop(Guard { inbox, shared, key: ProxyKey(key) });
+        }
+        assert_eq!(*shared.ended.lock().expect("nothing panicked"), [ProxyKey(2)]);
     }
 }

@@ -11,7 +11,7 @@
 //! **Invariant:** waits for nobody but the inbox.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
@@ -40,6 +40,8 @@ pub(crate) struct Pipeline {
     files: Arc<Vec<FileProblem>>,
     streams: BTreeMap<ProxyKey, Stream>,
     by_scope: BTreeMap<ScopeId, StreamIds>,
+    /// Streams that ended before the inbox said that they came.
+    ended: Vec<ProxyKey>,
     rejections: Rejections,
     pushes: Pushes,
     verify: bool,
@@ -86,6 +88,7 @@ impl Pipeline {
             files: Arc::default(),
             streams: BTreeMap::new(),
             by_scope: BTreeMap::new(),
+            ended: Vec::new(),
             rejections: Rejections::default(),
             pushes: Pushes::default(),
             verify,
@@ -117,10 +120,16 @@ impl Pipeline {
         for event in events.drain(..) {
             self.gather(event, &mut gathered);
         }
-        let Gathered { mut batch, synced, sources, streams, events } = gathered;
-        // Streams whose end did not fit into the inbox.
-        let closed = self.streams.iter().filter(|(_, s)| s.tell.is_closed()).map(|(k, _)| *k);
-        batch.disconnected.extend(closed.collect::<Vec<_>>());
+        let mut ended = self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ended.append(&mut ended);
+        drop(ended);
+        for key in std::mem::take(&mut self.ended) {
+            match self.streams.contains_key(&key) {
+                true => self.gather(Event::Disconnected(key), &mut gathered),
+                false => self.ended.push(key),
+            }
+        }
+        let Gathered { batch, synced, sources, streams, events } = gathered;
         let mut rejections = false;
         for key in &batch.disconnected {
             let scope = self.streams.remove(key).and_then(|stream| stream.scope);
@@ -297,5 +306,33 @@ impl Pipeline {
             resources: self.offer.resources().clone(),
             views: Arc::clone(self.offer.views()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{Capabilities, Proxy};
+
+    use super::*;
+
+    #[test]
+    fn a_stream_that_ends_while_the_inbox_is_full_is_gone() {
+        let shared = Arc::new(Shared::default());
+        let mut pipeline = Pipeline::new(Arc::clone(&shared), None, false);
+        let connected = |key| {
+            let id = "sidecar~10.0.0.1~a.default~default.svc.cluster.local";
+            let proxy = Proxy::parse(id, None, Capabilities::of(None, true)).expect("a proxy");
+            let scope = watch::channel(None).0;
+            Event::Connected { key: ProxyKey(key), proxy: Box::new(proxy), scope }
+        };
+        pipeline.handle(&mut vec![connected(1), Event::Synced]);
+        // The second's end is heard of before its beginning is.
+        shared.ended.lock().expect("nothing panicked").extend([ProxyKey(2), ProxyKey(1)]);
+        pipeline.handle(&mut vec![Event::Synced]);
+        assert_eq!((pipeline.streams.len(), pipeline.ended.len()), (0, 1));
+        pipeline.handle(&mut vec![connected(2), connected(3)]);
+        let left: Vec<_> = pipeline.streams.keys().collect();
+        assert_eq!((left, pipeline.ended.len()), (vec![&ProxyKey(3)], 0));
+        assert_eq!(pipeline.by_scope.len(), 1);
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Offer {
     holders: HashMap<ResourceId, BTreeSet<LayerId>>,
     layers: BTreeMap<LayerId, Layer>,
     stacks: BTreeMap<ScopeId, Vec<LayerId>>,
+    /// The scopes that have a layer.
+    scopes_of: HashMap<LayerId, BTreeSet<ScopeId>>,
     views: Arc<Views>,
     revision: u64,
 }
@@ -215,18 +217,17 @@ impl Offer {
             let id = ScopeId(id.0);
             match stack {
                 Some(stack) => {
-                    self.stacks.insert(id, stack.clone());
+                    self.stack(id, stack);
                     due.insert(id);
                 }
                 None => {
-                    self.stacks.remove(&id);
+                    self.stack(id, &[]);
                     due.remove(&id);
                     Arc::make_mut(&mut self.views).remove(&id);
                 }
             }
         }
-        let differs = |stack: &Vec<LayerId>| stack.iter().any(|layer| touched.contains(layer));
-        due.extend(self.stacks.iter().filter(|(_, stack)| differs(stack)).map(|(id, _)| *id));
+        due.extend(touched.iter().filter_map(|layer| self.scopes_of.get(layer)).flatten());
         for id in &due {
             let stack = self.stacks.get(id).into_iter().flatten();
             let published = |layer: &LayerId| match self.layers.get(layer) {
@@ -237,6 +238,25 @@ impl Offer {
             Arc::make_mut(&mut self.views).insert(*id, view);
         }
         due.into_iter().collect()
+    }
+
+    /// A scope has these layers now, lowest first; none = it is gone.
+    fn stack(&mut self, id: ScopeId, layers: &[LayerId]) {
+        let before = match layers {
+            [] => self.stacks.remove(&id),
+            _ => self.stacks.insert(id, layers.to_vec()),
+        };
+        for layer in before.into_iter().flatten() {
+            if let Some(scopes) = self.scopes_of.get_mut(&layer) {
+                scopes.remove(&id);
+                if scopes.is_empty() {
+                    self.scopes_of.remove(&layer);
+                }
+            }
+        }
+        for layer in layers {
+            self.scopes_of.entry(*layer).or_default().insert(id);
+        }
     }
 
     /// What streams are offered now.

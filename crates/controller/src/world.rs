@@ -3,12 +3,12 @@
 //! **Invariant:** immutable values, swapped as a whole; readers never reach into the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use identity::CertificateAuthority;
-use model::{About, ObjectRef, Origin, Problem, ResourceId, Row, ir};
+use model::{About, ObjectRef, Origin, Problem, ProxyKey, ResourceId, Row, ir};
 use rpds::RedBlackTreeMapSync;
 use tokio::sync::watch;
 use xds::{EncodedResource, Publisher, ResourceType, ScopeId};
@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) leading: watch::Sender<bool>,
     /// How the watches of sources are doing.
     pub(crate) sources: Arc<SourceStates>,
+    /// Streams that ended while the inbox was full.
+    pub(crate) ended: Mutex<Vec<ProxyKey>>,
     /// Whether there is to be a certificate authority.
     pub(crate) secured: bool,
     /// The certificate authority, once it is in service.
@@ -86,6 +88,7 @@ impl Default for Shared {
             ready: watch::Sender::new(false),
             leading: watch::Sender::new(false),
             sources: Arc::default(),
+            ended: Mutex::default(),
             secured: false,
             ca: OnceLock::new(),
         }

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::block_in_place;
 
 use super::files::{Files, LARGEST_FILE};
-use crate::event::Event;
+use crate::event::{Event, SourceUpdate};
 
 /// Pause after which a file that was written to but not closed is read.
 const WRITER_PAUSE: Duration = Duration::from_millis(100);
@@ -139,8 +139,11 @@ impl Directory {
         mut stopped: watch::Receiver<bool>,
     ) -> Result<()> {
         // Reading and lowering may take long; other tasks of this thread move on meanwhile.
-        block_in_place(|| self.look(&BTreeSet::new()));
-        if !self.say(&inbox).await || inbox.send(Event::Synced).await.is_err() {
+        let update = block_in_place(|| {
+            self.look(&BTreeSet::new());
+            self.files.take_update()
+        });
+        if !say(update, &inbox).await || inbox.send(Event::Synced).await.is_err() {
             return Ok(());
         }
         let mut pending = Pending::default();
@@ -170,8 +173,11 @@ impl Directory {
             for path in std::mem::take(&mut pending.moved) {
                 pending.add(self.after_move(path));
             }
-            block_in_place(|| self.work_off(&mut pending));
-            if !self.say(&inbox).await {
+            if !pending.all && pending.written.is_empty() {
+                continue;
+            }
+            let update = block_in_place(|| self.work_off(&mut pending));
+            if !say(update, &inbox).await {
                 return Ok(());
             }
         }
@@ -189,8 +195,8 @@ impl Directory {
         }
     }
 
-    /// Read what has to be read.
-    fn work_off(&mut self, pending: &mut Pending) {
+    /// Read what has to be read. Returns what differs.
+    fn work_off(&mut self, pending: &mut Pending) -> Option<SourceUpdate> {
         if std::mem::take(&mut pending.all) {
             self.watch_again();
             // A file that is being written is left alone until its writer has closed it or paused.
@@ -199,6 +205,7 @@ impl Directory {
         for path in std::mem::take(&mut pending.written) {
             self.read(&path);
         }
+        self.files.take_update()
     }
 
     /// Watch the folder that has the name now, if it is another one than before.
@@ -220,14 +227,6 @@ impl Directory {
 
     fn is_ours(&self, path: &Path) -> bool {
         Some(path) == self.mesh_config.as_deref() || is_config(path, &self.root)
-    }
-
-    /// Say what differs. False when nobody listens any more.
-    async fn say(&mut self, inbox: &mpsc::Sender<Event>) -> bool {
-        match block_in_place(|| self.files.take_update()) {
-            Some(update) => inbox.send(Event::Source(update)).await.is_ok(),
-            None => true,
-        }
     }
 
     /// Look at the whole folder, but leave these files alone.
@@ -296,6 +295,14 @@ impl Pending {
                 }
             }
         }
+    }
+}
+
+/// Say what differs. False when nobody listens any more.
+async fn say(update: Option<SourceUpdate>, inbox: &mpsc::Sender<Event>) -> bool {
+    match update {
+        Some(update) => inbox.send(Event::Source(update)).await.is_ok(),
+        None => true,
     }
 }
 

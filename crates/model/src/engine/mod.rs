@@ -110,6 +110,7 @@ pub struct Engine {
     /// What sidecars share, by whether they hold a certificate.
     public: BTreeMap<bool, Public>,
     held: HeldRows,
+    /// Problems of rows that have any.
     problems: BTreeMap<RowId, Arc<BTreeSet<Problem>>>,
     next_layer: u32,
     next_scope: u32,
@@ -300,15 +301,22 @@ impl Engine {
                 continue;
             }
             let found = self.graph.want(&self.snapshot, &Lint(id.clone()));
-            self.problems.insert(id.clone(), found);
+            self.found(id, found);
         }
         for key in changed {
             let Key::Lint(query) = &**key else { continue };
-            let (id, found) = (&query.0, self.graph.peek(query));
-            if let (Some(known), Some(found)) = (self.problems.get_mut(id), found) {
-                *known = found;
+            let found = self.graph.peek(query).filter(|_| self.snapshot.is_linted(&query.0));
+            if let Some(found) = found {
+                self.found(&query.0, found);
             }
         }
+    }
+
+    fn found(&mut self, id: &RowId, problems: Arc<BTreeSet<Problem>>) {
+        match problems.is_empty() {
+            true => self.problems.remove(id),
+            false => self.problems.insert(id.clone(), problems),
+        };
     }
 
     fn disconnect(&mut self, key: ProxyKey, update: &mut Update) {
