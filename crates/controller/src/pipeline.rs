@@ -10,13 +10,15 @@
 //!
 //! **Invariant:** waits for nobody but the inbox.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
+use futures::future::OptionFuture;
 use model::{Batch, Change, Engine, ProxyKey, Row, Severity, Update};
 use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
 use xds::{ScopeId, StreamId};
 
 use crate::event::{Event, FileProblem, SourceUpdate};
@@ -28,6 +30,12 @@ use crate::world::{Objects, Rows, Scopes, Shared, World};
 
 /// Events taken into one batch at most, so that a storm is published now and then.
 const BATCH: usize = 4096;
+
+/// How long the engine keeps the scope of a stream that ended, as its proxy will most likely come
+/// back: Envoy does within seconds, and a thousand that were cut off do so at once.
+const PARTING: Duration = Duration::from_secs(10);
+/// Streams that ended and are kept at most.
+const PARTED: usize = 16_384;
 
 /// The loop and its state.
 pub(crate) struct Pipeline {
@@ -42,6 +50,8 @@ pub(crate) struct Pipeline {
     by_scope: BTreeMap<ScopeId, StreamIds>,
     /// Streams that ended before the inbox said that they came.
     ended: Vec<ProxyKey>,
+    /// Streams that ended and when, oldest first: the engine takes them for connected.
+    parted: VecDeque<(Instant, ProxyKey)>,
     rejections: Rejections,
     pushes: Pushes,
     verify: bool,
@@ -60,6 +70,7 @@ struct Gathered {
     synced: bool,
     sources: bool,
     streams: Vec<xds::Event>,
+    parted: Vec<ProxyKey>,
     events: Vec<String>,
 }
 
@@ -89,6 +100,7 @@ impl Pipeline {
             streams: BTreeMap::new(),
             by_scope: BTreeMap::new(),
             ended: Vec::new(),
+            parted: VecDeque::new(),
             rejections: Rejections::default(),
             pushes: Pushes::default(),
             verify,
@@ -104,17 +116,20 @@ impl Pipeline {
     ) -> Result<()> {
         let mut events = Vec::new();
         loop {
+            let forget = self.parted.front().map(|(at, _)| *at + PARTING);
+            let forget = OptionFuture::from(forget.map(|at| sleep_until(at.into())));
             tokio::select! {
                 _ = stopped.wait_for(|stopped| *stopped) => return Ok(()),
                 count = inbox.recv_many(&mut events, BATCH) => if count == 0 { return Ok(()) },
+                Some(()) = forget => {}
             }
-            self.handle(&mut events);
+            self.handle(Instant::now(), &mut events);
         }
     }
 
     /// Handle a batch.
-    fn handle(&mut self, events: &mut Vec<Event>) {
-        let (at, started) = (SystemTime::now(), Instant::now());
+    fn handle(&mut self, started: Instant, events: &mut Vec<Event>) {
+        let at = SystemTime::now();
         let count = events.len();
         let mut gathered = Gathered { events: described(events), ..Gathered::default() };
         for event in events.drain(..) {
@@ -129,12 +144,21 @@ impl Pipeline {
                 false => self.ended.push(key),
             }
         }
-        let Gathered { batch, synced, sources, streams, events } = gathered;
+        let Gathered { mut batch, synced, sources, streams, parted, mut events } = gathered;
         let mut rejections = false;
-        for key in &batch.disconnected {
-            let scope = self.streams.remove(key).and_then(|stream| stream.scope);
-            self.leave(*key, scope);
-            rejections |= self.rejections.forget_stream(*key);
+        for key in parted {
+            let scope = self.streams.remove(&key).and_then(|stream| stream.scope);
+            self.leave(key, scope);
+            rejections |= self.rejections.forget_stream(key);
+            self.parted.push_back((started, key));
+        }
+        while self.parted.front().is_some_and(|(at, _)| {
+            started.duration_since(*at) >= PARTING || self.parted.len() > PARTED
+        }) {
+            batch.disconnected.extend(self.parted.pop_front().map(|(_, key)| key));
+        }
+        if !batch.disconnected.is_empty() {
+            events.push(format!("{} streams ended a while ago", batch.disconnected.len()));
         }
         let update = self.engine.apply(batch);
         if self.verify {
@@ -215,11 +239,7 @@ impl Pipeline {
                 self.streams.insert(key, Stream { scope: None, tell: scope });
                 gathered.batch.connected.push((key, *proxy));
             }
-            Event::Disconnected(key) => {
-                // It may have come within this very batch.
-                gathered.batch.connected.retain(|(k, _)| *k != key);
-                gathered.batch.disconnected.push(key);
-            }
+            Event::Disconnected(key) => gathered.parted.push(key),
             Event::Stream(event) => gathered.streams.push(event),
         }
     }
@@ -315,24 +335,60 @@ mod tests {
 
     use super::*;
 
+    fn pipeline() -> (Pipeline, Arc<Shared>) {
+        let shared = Arc::new(Shared::default());
+        let mut pipeline = Pipeline::new(Arc::clone(&shared), None, true);
+        pipeline.handle(Instant::now(), &mut vec![Event::Synced]);
+        (pipeline, shared)
+    }
+
+    fn connected(key: u64) -> Event {
+        let id = "sidecar~10.0.0.1~a.default~default.svc.cluster.local";
+        let proxy = Proxy::parse(id, None, Capabilities::of(None, true)).expect("a proxy");
+        let scope = watch::channel(None).0;
+        Event::Connected { key: ProxyKey(key), proxy: Box::new(proxy), scope }
+    }
+
     #[test]
     fn a_stream_that_ends_while_the_inbox_is_full_is_gone() {
-        let shared = Arc::new(Shared::default());
-        let mut pipeline = Pipeline::new(Arc::clone(&shared), None, false);
-        let connected = |key| {
-            let id = "sidecar~10.0.0.1~a.default~default.svc.cluster.local";
-            let proxy = Proxy::parse(id, None, Capabilities::of(None, true)).expect("a proxy");
-            let scope = watch::channel(None).0;
-            Event::Connected { key: ProxyKey(key), proxy: Box::new(proxy), scope }
-        };
-        pipeline.handle(&mut vec![connected(1), Event::Synced]);
+        let (mut pipeline, shared) = pipeline();
+        let now = Instant::now();
+        pipeline.handle(now, &mut vec![connected(1)]);
         // The second's end is heard of before its beginning is.
         shared.ended.lock().expect("nothing panicked").extend([ProxyKey(2), ProxyKey(1)]);
-        pipeline.handle(&mut vec![Event::Synced]);
+        pipeline.handle(now, &mut vec![Event::Synced]);
         assert_eq!((pipeline.streams.len(), pipeline.ended.len()), (0, 1));
-        pipeline.handle(&mut vec![connected(2), connected(3)]);
+        pipeline.handle(now, &mut vec![connected(2), connected(3)]);
         let left: Vec<_> = pipeline.streams.keys().collect();
         assert_eq!((left, pipeline.ended.len()), (vec![&ProxyKey(3)], 0));
         assert_eq!(pipeline.by_scope.len(), 1);
+    }
+
+    #[test]
+    fn a_scope_outlives_its_streams_for_a_while() {
+        let (mut pipeline, _) = pipeline();
+        let mut now = Instant::now();
+        let mut step = |after: Duration, event| {
+            now += after;
+            pipeline.handle(now, &mut vec![event]);
+            (pipeline.streams.len(), pipeline.scopes.keys().map(|id| id.0).collect::<Vec<_>>())
+        };
+        let (count, first) = step(Duration::ZERO, connected(1));
+        assert_eq!((count, first.len()), (1, 1));
+        let ended = |key| Event::Disconnected(ProxyKey(key));
+        assert_eq!(step(Duration::ZERO, ended(1)), (0, first.clone()));
+        assert_eq!(step(PARTING / 2, connected(2)), (1, first.clone()));
+        assert_eq!(step(PARTING / 2, Event::Synced), (1, first.clone()));
+        assert_eq!(step(PARTING, ended(2)), (0, first.clone()));
+        assert_eq!(step(PARTING / 2, Event::Synced), (0, first));
+        assert_eq!(step(PARTING / 2, Event::Synced), (0, vec![]));
+    }
+
+    #[test]
+    fn only_so_many_streams_that_ended_are_kept() {
+        let (mut pipeline, _) = pipeline();
+        let ended = (0..PARTED as u64 + 10).map(|key| Event::Disconnected(ProxyKey(key)));
+        pipeline.handle(Instant::now(), &mut ended.collect());
+        assert_eq!(pipeline.parted.len(), PARTED);
     }
 }
