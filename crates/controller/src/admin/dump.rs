@@ -86,11 +86,12 @@ fn holds_all(admin: &Admin, stream: &StreamStatus, offered: &Offered, t: &TypeSt
 }
 
 fn of_type(t: &TypeStatus, holds_all: bool) -> Value {
+    let has_all = holds_all && !t.unanswered;
     let state = if t.error.is_some() && !t.parked.is_empty() {
         "ERROR"
-    } else if t.sent == 0 && !holds_all {
+    } else if t.sent == 0 && !has_all {
         "NOT_SENT"
-    } else if t.in_flight > 0 || !t.waiting.is_empty() || !holds_all || t.stale {
+    } else if t.in_flight > 0 || !t.waiting.is_empty() || !has_all || t.stale {
         "STALE"
     } else {
         "SYNCED"

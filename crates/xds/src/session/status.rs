@@ -51,6 +51,8 @@ pub struct TypeStatus {
     pub pushes: usize,
     /// Whether one of those is overdue (R29).
     pub stale: bool,
+    /// Whether anything was asked for that is not answered yet.
+    pub unanswered: bool,
     /// Names that wait for a reference or a referrer.
     pub waiting: Vec<Arc<str>>,
     /// Names whose wanted version was refused.
@@ -95,6 +97,7 @@ impl Session {
             in_flight: state.sent.len(),
             pushes: state.sent.values().filter(|sent| sent.push).count(),
             stale: state.sent.values().any(|sent| overdue(sent.at)),
+            unanswered: state.due.is_some() || !state.asked.is_empty(),
             waiting: state.waiting.keys().cloned().collect(),
             parked: state.parked.keys().cloned().collect(),
         }

@@ -110,6 +110,17 @@ fn r18_an_ack_is_silent_and_counts_as_held() {
 }
 
 #[test]
+fn a_name_that_was_asked_for_is_unanswered_until_it_is_written() {
+    let mut proxy = Proxy::offered([resource(Eds, "a", 1)]);
+    for name in ["a", "b"] {
+        proxy.ask(Eds, &[name]);
+        assert!(proxy.status(Eds).unanswered);
+        proxy.session.poll_output().expect("an answer");
+        assert!(!proxy.status(Eds).unanswered);
+    }
+}
+
+#[test]
 fn r27_a_spontaneous_request_leaves_the_ack_state_alone() {
     let mut proxy = Proxy::offered([resource(Eds, "a", 1), resource(Eds, "b", 1)]);
     proxy.ask(Eds, &["a"]);

@@ -188,7 +188,8 @@ proptest! {
         }
         twins.settle();
         for status in twins.delta.status(twins.now).into_iter().chain(twins.sotw.status(twins.now)) {
-            prop_assert_eq!((status.in_flight, status.sent_version), (0, status.acked_version));
+            prop_assert_eq!((status.in_flight, status.unanswered), (0, false));
+            prop_assert_eq!(status.sent_version, status.acked_version);
         }
         for resource_type in TYPES {
             let names = &twins.names[slot(resource_type)];

@@ -326,7 +326,8 @@ impl Envoy {
         let view = self.view.clone();
         for status in self.session.status(self.now) {
             let t = status.resource_type;
-            assert_eq!((status.in_flight, &status.sent_version), (0, &status.acked_version), "{t}");
+            assert_eq!((status.in_flight, status.unanswered), (0, false), "{t}");
+            assert_eq!(status.sent_version, status.acked_version, "{t}");
         }
         for t in [Cds, Lds, Rds, Vhds] {
             let offered = view.resources(t);
