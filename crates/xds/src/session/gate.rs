@@ -95,11 +95,12 @@ impl Session {
         used.map(|r| r.name.clone()).collect()
     }
 
-    /// A parent is sent: its children that the proxy subscribed to follow, changed or not.
+    /// A parent is sent: its children that the proxy subscribes to follow, changed or not.
     pub(super) fn owe_children(&mut self, view: &ScopeView, parent: &Arc<EncodedResource>) {
         let mut owe = |resource_type: ResourceType, name: &Arc<str>| {
             let state = &mut self.types[resource_type as usize];
-            if state.wants(name) {
+            // After a reconnect the proxy may be about to say that it wants and holds them.
+            if !state.seen || state.wants(name) {
                 state.owed.insert(name.clone());
             }
         };

@@ -228,6 +228,22 @@ fn r75_after_a_reconnect_children_follow_their_changed_parents_unasked() {
 }
 
 #[test]
+fn r75_after_a_reconnect_children_follow_parents_that_were_sent_before_they_were_asked_for() {
+    let (endpoints, secret) = (resource(Eds, "c", 1), resource(Sds, "s", 1));
+    let cluster = refers(Cds, "c", 2, &[(Sds, "s")]);
+    let others = [resource(Cds, "d", 1), resource(Eds, "d", 1)];
+    let all = [cluster, endpoints.clone(), secret.clone()].into_iter().chain(others.clone());
+    let mut proxy = Proxy::offered(all);
+    proxy.reconnect(Cds, &[], &[resource(Cds, "c", 1), others[0].clone()]);
+    let cluster = proxy.gets(Cds, &["c"], &[]);
+    proxy.reconnect(Eds, &["c", "d"], &[endpoints, others[1].clone()]);
+    proxy.gets(Eds, &["c"], &[]);
+    proxy.ack(&cluster);
+    proxy.reconnect(Sds, &["s"], &[secret]);
+    proxy.gets(Sds, &["s"], &[]);
+}
+
+#[test]
 fn r76_endpoints_of_a_cluster_that_vanished_while_warming_are_answered() {
     let mut proxy = Proxy::settled([resource(Cds, "other", 1)]);
     proxy.ask(Eds, &["vanished"]);
