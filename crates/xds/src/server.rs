@@ -8,6 +8,7 @@
 //! owned by the body it fills.
 
 mod body;
+mod intake;
 mod wire;
 
 use std::convert::Infallible;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Buf as _;
 use envoy_api::ResourceType;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -31,7 +33,11 @@ use crate::session::Settings;
 use crate::stats::Stats;
 use crate::streams::{Registered, Streams};
 use body::StreamBody;
+use intake::{Counted, Intake};
 use wire::{Outgoing, WireDeltaRequest, WireRequest, WireSotwRequest};
+
+/// Bytes before each message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
 
 const SERVICE: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
 
@@ -44,6 +50,9 @@ pub struct Options {
     pub identifier: Arc<str>,
     /// Largest request, in bytes: a proxy that holds 100,000 resources lists them all.
     pub request_bytes: usize,
+    /// Bytes of requests that came in part, of all streams together. Above it a stream ends that
+    /// holds more than a 64th of this.
+    pub intake_bytes: usize,
     /// Names that a stream may subscribe to, in bytes of all of them together: each costs memory
     /// whether or not it exists.
     pub name_bytes: usize,
@@ -71,7 +80,10 @@ pub struct XdsServer<C> {
 }
 
 /// Decodes any message; the generated codecs are tied to generated types.
-struct MessageDecoder<M>(PhantomData<fn() -> M>);
+struct MessageDecoder<M> {
+    intake: Arc<Intake>,
+    message: PhantomData<fn() -> M>,
+}
 
 /// What one stream task works with.
 struct StreamTask<C, W> {
@@ -108,6 +120,7 @@ impl Options {
             settings: Settings::default(),
             identifier: identifier.into(),
             request_bytes: 64 << 20,
+            intake_bytes: 256 << 20,
             name_bytes: 32 << 20,
             max_age: None,
             write_limit: Duration::from_secs(60),
@@ -136,7 +149,9 @@ impl<C: Connector> XdsServer<C> {
     ) -> http::Response<tonic::body::Body> {
         let (head, body) = request.into_parts();
         let limit = Some(self.options.request_bytes);
-        let decoder = MessageDecoder(PhantomData);
+        let intake = Intake::new(self.options.stats.clone(), self.options.intake_bytes);
+        let body = Counted::new(body, intake.clone());
+        let decoder = MessageDecoder { intake, message: PhantomData };
         // One response: when full, the session is not asked for the next one, which will then
         // carry the newest state.
         let (messages, received) = mpsc::channel(1);
@@ -195,6 +210,7 @@ impl<M: WireRequest> Decoder for MessageDecoder<M> {
     type Error = Status;
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
+        self.intake.complete(PREFIX + bytes.remaining());
         let message = M::decode(bytes);
         let message = message.map_err(|e| Status::invalid_argument(format!("bad request: {e}")))?;
         Ok(Some(message))

@@ -1,6 +1,6 @@
 //! Counters for metrics: plain atomics, read by whoever exports them.
 //!
-//! **Invariant:** only ever grow, except `streams`.
+//! **Invariant:** only ever grow, except `streams` and `intake_bytes`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,6 +21,8 @@ pub struct Stats {
     pub refused: Counter,
     /// Requests read.
     pub requests: Counter,
+    /// Bytes of requests that came in part.
+    pub intake_bytes: Counter,
     /// Bytes of responses, gRPC prefix included.
     pub sent_bytes: Counter,
     /// Wake-ups of a stream after which nothing had to be sent.

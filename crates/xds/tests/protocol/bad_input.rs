@@ -247,6 +247,47 @@ async fn a_request_of_100_mb_ends_its_stream_alone() {
     assert_eq!(names(&other.response().await), ["c"]);
 }
 
+#[tokio::test]
+async fn clients_that_never_finish_a_large_request_fill_no_memory() {
+    let limit = |options| Options { intake_bytes: 16 << 20, ..options };
+    let server = serve_with(true, [resource(Cds, "c", 1)], limit).await;
+    // 3 MiB of a request of 4 MiB, by each of six.
+    let part = || {
+        let mut chunks = vec![vec![0], (4_u32 << 20).to_be_bytes().to_vec()];
+        chunks.extend((0..48).map(|_| vec![b'x'; 64 << 10]));
+        let (sender, body) = mpsc::channel(100);
+        chunks.into_iter().for_each(|c| sender.try_send(Frame::data(Bytes::from(c))).unwrap());
+        (sender, ReceiverStream::new(body).map(Ok::<_, tonic::Status>))
+    };
+    let path = format!("/envoy.service.discovery.v3.AggregatedDiscoveryService/{DELTA}");
+    let mut open = Vec::new();
+    let mut ended = 0;
+    for _ in 0..6 {
+        let (sender, body) = part();
+        let body = tonic::body::Body::new(StreamBody::new(body));
+        let request = http::Request::post(&path).body(body).unwrap();
+        let response = server.service().call(request).await.unwrap();
+        let mut answers = tokio::spawn(response.into_body().collect());
+        match timeout(LIMIT / 10, &mut answers).await {
+            Ok(answers) => {
+                let answers = answers.expect("no panic").unwrap();
+                assert_eq!(answers.trailers().unwrap()["grpc-status"], "8", "RESOURCE_EXHAUSTED");
+                ended += 1;
+            }
+            Err(_) => open.push((sender, answers)),
+        }
+    }
+    assert_eq!((open.len(), ended), (5, 1));
+    // Who asks for little is served, and what a stream held is given back with it.
+    let mut other = server.connected("other").await;
+    assert_eq!(names(&other.response().await), ["c"]);
+    open.into_iter().for_each(|(_, answers)| answers.abort());
+    server.streams(1).await;
+    while server.stats.intake_bytes.get() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn r100_names_of_1_mb_are_answered_in_parts() {
     let server = serve(true, [resource(Cds, "c", 1)]).await;

@@ -83,6 +83,7 @@ impl Connector for Gate {
 pub(super) struct Running {
     address: SocketAddr,
     pub(super) gate: Arc<Gate>,
+    options: Options,
     streams: Arc<Streams>,
     pub(super) stats: Arc<Stats>,
     events: mpsc::Receiver<Event>,
@@ -115,9 +116,9 @@ pub(super) async fn serve_with(
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(4096).unwrap();
     let address = listener.local_addr().unwrap();
-    let server = Server::builder().add_service(XdsServer::new(gate.clone(), options));
+    let server = Server::builder().add_service(XdsServer::new(gate.clone(), options.clone()));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    Running { address, gate, streams, stats, events, shutdown }
+    Running { address, gate, options, streams, stats, events, shutdown }
 }
 
 /// One delta stream.
@@ -134,10 +135,7 @@ impl Running {
 
     /// The service itself, without a network.
     pub(super) fn service(&self) -> XdsServer<Gate> {
-        let (events, _nobody) = mpsc::channel(1);
-        let streams = self.streams.clone();
-        let options = Options::new("replica-1", events, self.shutdown.subscribe());
-        XdsServer::new(self.gate.clone(), Options { streams, ..options })
+        XdsServer::new(self.gate.clone(), self.options.clone())
     }
 
     pub(super) async fn delta(&self) -> Client {
