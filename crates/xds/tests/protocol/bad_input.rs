@@ -283,9 +283,12 @@ async fn clients_that_never_finish_a_large_request_fill_no_memory() {
     assert_eq!(names(&other.response().await), ["c"]);
     open.into_iter().for_each(|(_, answers)| answers.abort());
     server.streams(1).await;
-    while server.stats.intake_bytes.get() > 0 {
-        tokio::task::yield_now().await;
-    }
+    let given_back = async {
+        while server.stats.intake_bytes.get() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, given_back).await.expect("it is given back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
