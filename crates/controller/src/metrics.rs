@@ -35,6 +35,7 @@ pub(crate) struct Metrics {
     unread: IntCounter,
     events_dropped: IntCounter,
     stale: IntGauge,
+    intake_bytes: IntGauge,
     objects: IntGaugeVec,
     services: IntGauge,
     virtual_services: IntGauge,
@@ -119,6 +120,7 @@ impl Metrics {
                 "Rejections and notices that found the queue full",
             )?,
             stale: gauge("heddle_xds_stale_proxies", "Proxies with an overdue response")?,
+            intake_bytes: gauge("heddle_xds_intake_bytes", "Bytes of requests not yet whole")?,
             objects: IntGaugeVec::new(Opts::new("heddle_objects", "Objects by kind"), &["kind"])?,
             services: gauge("pilot_services", "Services")?,
             virtual_services: gauge("pilot_virt_services", "VirtualServices")?,
@@ -148,6 +150,7 @@ impl Metrics {
         let gauges = [
             &metrics.proxies,
             &metrics.stale,
+            &metrics.intake_bytes,
             &metrics.services,
             &metrics.virtual_services,
             &metrics.ready,
@@ -203,6 +206,8 @@ impl Metrics {
         self.proxies.set(count(streams.len()));
         let stale = streams.iter().filter(|s| s.types.iter().any(|t| t.stale)).count();
         self.stale.set(count(stale));
+        let intake = self.stats.intake_bytes.get();
+        self.intake_bytes.set(i64::try_from(intake).unwrap_or(i64::MAX));
         let world = self.shared.world.load();
         self.objects.reset();
         for owner in world.objects.keys() {

@@ -135,30 +135,19 @@ impl Pipeline {
         for event in events.drain(..) {
             self.gather(event, &mut gathered);
         }
-        let mut ended = self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        self.ended.append(&mut ended);
-        drop(ended);
-        for key in std::mem::take(&mut self.ended) {
-            match self.streams.contains_key(&key) {
-                true => self.gather(Event::Disconnected(key), &mut gathered),
-                false => self.ended.push(key),
-            }
-        }
+        self.gather_ended(&mut gathered);
         let Gathered { mut batch, synced, sources, streams, parted, mut events } = gathered;
+        // Before those of this batch: the engine has heard of these.
+        batch.disconnected = self.forgotten(started);
+        if !batch.disconnected.is_empty() {
+            events.push(format!("{} streams ended a while ago", batch.disconnected.len()));
+        }
         let mut rejections = false;
         for key in parted {
             let scope = self.streams.remove(&key).and_then(|stream| stream.scope);
             self.leave(key, scope);
             rejections |= self.rejections.forget_stream(key);
             self.parted.push_back((started, key));
-        }
-        while self.parted.front().is_some_and(|(at, _)| {
-            started.duration_since(*at) >= PARTING || self.parted.len() > PARTED
-        }) {
-            batch.disconnected.extend(self.parted.pop_front().map(|(_, key)| key));
-        }
-        if !batch.disconnected.is_empty() {
-            events.push(format!("{} streams ended a while ago", batch.disconnected.len()));
         }
         let update = self.engine.apply(batch);
         if self.verify {
@@ -242,6 +231,26 @@ impl Pipeline {
             Event::Disconnected(key) => gathered.parted.push(key),
             Event::Stream(event) => gathered.streams.push(event),
         }
+    }
+
+    /// Take the ends of streams for which the inbox had no room.
+    fn gather_ended(&mut self, gathered: &mut Gathered) {
+        let mut ended = self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ended.append(&mut ended);
+        drop(ended);
+        for key in std::mem::take(&mut self.ended) {
+            match self.streams.contains_key(&key) {
+                true => gathered.parted.push(key),
+                false => self.ended.push(key),
+            }
+        }
+    }
+
+    /// The streams that ended long ago, or that are too many to keep.
+    fn forgotten(&mut self, now: Instant) -> Vec<ProxyKey> {
+        let over = self.parted.iter().take_while(|(at, _)| now.duration_since(*at) >= PARTING);
+        let count = over.count().max(self.parted.len().saturating_sub(PARTED));
+        self.parted.drain(..count).map(|(_, key)| key).collect()
     }
 
     /// Keep what people may ask about of an object.
@@ -385,10 +394,25 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_comes_and_ends_among_too_many_leaves_no_scope() {
+        let (mut pipeline, _) = pipeline();
+        let now = Instant::now();
+        let ended = |key| Event::Disconnected(ProxyKey(key));
+        let mut events = vec![connected(0), ended(0)];
+        events.extend((1..=PARTED as u64).map(ended));
+        pipeline.handle(now, &mut events);
+        assert_eq!(pipeline.scopes.len(), 1);
+        pipeline.handle(now + PARTING, &mut vec![Event::Synced]);
+        assert_eq!(pipeline.scopes.len(), 0);
+    }
+
+    #[test]
     fn only_so_many_streams_that_ended_are_kept() {
         let (mut pipeline, _) = pipeline();
         let ended = (0..PARTED as u64 + 10).map(|key| Event::Disconnected(ProxyKey(key)));
-        pipeline.handle(Instant::now(), &mut ended.collect());
+        let now = Instant::now();
+        pipeline.handle(now, &mut ended.collect());
+        pipeline.handle(now, &mut vec![Event::Synced]);
         assert_eq!(pipeline.parted.len(), PARTED);
     }
 }
