@@ -17,6 +17,7 @@ mod json;
 mod kind;
 mod kubernetes;
 mod object;
+mod places;
 mod regex;
 pub mod schema;
 mod text;
@@ -28,3 +29,4 @@ pub use istio::proxy_config::{
 };
 pub use kind::{KINDS, Kind, KindScope, Known, known_kind, lower};
 pub use object::{Located, RawObject, Read, documents, read};
+pub use places::Places;

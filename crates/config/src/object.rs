@@ -13,6 +13,7 @@ use model::{Kind as KindName, ObjectRef, Problem, Reason};
 
 use crate::head;
 use crate::kind::{KindScope, Known, known_kind, other_kind};
+use crate::places::Places;
 use crate::yaml::{self, Mark, Node, Value};
 
 /// An object as it was read, before its kind has looked at it.
@@ -60,7 +61,7 @@ pub fn read(source: &Arc<str>, text: &str) -> Read {
         match yaml::parse(document) {
             Ok(node) => reader.object(node),
             Err(mut error) => {
-                error.at.line = error.at.line.saturating_add(offset);
+                error.at = error.at.after(offset);
                 reader.out.syntax.push(error);
             }
         }
@@ -186,8 +187,7 @@ impl Reader<'_> {
     }
 
     fn problem(&mut self, body: &Node, problem: Problem) {
-        let mut at = body.locate(&problem.field);
-        at.line = at.line.saturating_add(self.offset);
+        let at = body.locate(&problem.field).after(self.offset);
         self.out.problems.push(Located { problem, at });
     }
 }
@@ -240,9 +240,12 @@ impl RawObject {
 
     /// Where a field stands in the file.
     pub fn locate(&self, field: &str) -> Mark {
-        let mut at = self.body.locate(field);
-        at.line = at.line.saturating_add(self.line_offset);
-        at
+        self.body.locate(field).after(self.line_offset)
+    }
+
+    /// Where every field stands in the file.
+    pub fn places(&self) -> Places {
+        Places::of(&self.body, self.line_offset)
     }
 }
 

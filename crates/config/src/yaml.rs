@@ -96,7 +96,32 @@ struct Reader<'a> {
     aliased: usize,
 }
 
+/// One step of a field path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Step<'a> {
+    /// To the value of a key.
+    Key(&'a str),
+    /// To an item of a list.
+    Item(usize),
+}
+
+/// The steps of a field path such as `spec.http[0].match`.
+pub(crate) fn steps(path: &str) -> impl Iterator<Item = Step<'_>> {
+    path.split(['.', '[']).filter(|step| !step.is_empty()).map(|step| {
+        let index = step.strip_suffix(']').and_then(|index| index.parse().ok());
+        index.map_or(Step::Key(step), Step::Item)
+    })
+}
+
 // === impl Mark ===
+
+impl Mark {
+    /// The same place in a text before which so many lines stand.
+    #[must_use]
+    pub fn after(self, lines: u32) -> Self {
+        Self { line: self.line.saturating_add(lines), ..self }
+    }
+}
 
 impl From<Marker> for Mark {
     fn from(marker: Marker) -> Self {
@@ -181,16 +206,14 @@ impl Node {
     /// The place of a field path such as `spec.http[0].match`; of the deepest part that exists.
     pub fn locate(&self, path: &str) -> Mark {
         let (mut node, mut at) = (self, self.at);
-        for step in path.split(['.', '[']).filter(|s| !s.is_empty()) {
-            let next = match step.strip_suffix(']') {
-                Some(index) => {
-                    let index = index.parse::<usize>().ok();
-                    let items = node.as_list().unwrap_or_default();
-                    index.and_then(|i| items.get(i)).map(|n| (n, n.at))
+        for step in steps(path) {
+            let next = match step {
+                Step::Item(index) => {
+                    node.as_list().and_then(|items| items.get(index)).map(|n| (n, n.at))
                 }
-                None => {
+                Step::Key(key) => {
                     let entries = node.as_map().unwrap_or_default();
-                    entries.iter().find(|e| e.key == step).map(|e| (&e.value, e.at))
+                    entries.iter().find(|e| e.key == key).map(|e| (&e.value, e.at))
                 }
             };
             let Some(next) = next else { break };

@@ -3,13 +3,15 @@
 //! **Invariant:** closed: what is not here cannot change what proxies are sent.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::hash::Hash;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use config::RawObject;
+use config::Places;
 use config::yaml::Mark;
-use model::{Change, ObjectRef, Problem, Proxy, ProxyKey};
+use model::{Change, ObjectRef, Problem, Proxy, ProxyKey, Row};
 use tokio::sync::watch;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::status::conditions::Condition;
 
@@ -82,25 +84,34 @@ pub(crate) struct SourceObject {
     pub(crate) problems: Vec<Problem>,
 }
 
-/// The file of an object, and the object as it is written there.
+/// The file of an object, and where its fields stand there.
 #[derive(Debug)]
 pub(crate) struct Written {
-    pub(crate) file: PathBuf,
-    pub(crate) raw: RawObject,
+    pub(crate) file: Arc<Path>,
+    pub(crate) places: Places,
 }
 
 // === impl SourceObject ===
 
 impl SourceObject {
+    /// Equal for objects that mean the same to us, wherever they are written.
+    pub(crate) fn digest(&self, rows: &[Row]) -> u128 {
+        let mut hasher = Xxh3::new();
+        rows.hash(&mut hasher);
+        self.problems.hash(&mut hasher);
+        (self.generation, &self.conditions).hash(&mut hasher);
+        hasher.digest128()
+    }
+
     /// File and line of a field, such as `rules.yaml:12`.
     pub(crate) fn place(&self, field: &str) -> Option<String> {
-        let Written { file, raw } = self.written.as_ref()?;
-        Some(format!("{}:{}", file.display(), raw.locate(field).line))
+        let Written { file, places } = self.written.as_ref()?;
+        Some(format!("{}:{}", file.display(), places.locate(field).line))
     }
 
     /// Line of a field in its file.
     pub(crate) fn line(&self, field: &str) -> Option<u32> {
-        Some(self.written.as_ref()?.raw.locate(field).line)
+        Some(self.written.as_ref()?.places.locate(field).line)
     }
 }
 

@@ -243,9 +243,9 @@ impl Directory {
             let gone: Vec<_> = self
                 .files
                 .paths()
-                .filter(|p| !found.contains(*p) && Some(*p) != self.mesh_config.as_ref())
-                .chain(std::iter::once(root))
-                .cloned()
+                .filter(|p| !found.contains(*p) && Some(*p) != self.mesh_config.as_deref())
+                .chain(std::iter::once(&**root))
+                .map(Path::to_owned)
                 .collect();
             for path in gone {
                 self.files.remove(&path);
@@ -264,7 +264,7 @@ impl Directory {
         }
         let is_mesh_config = Some(path) == self.mesh_config.as_deref();
         match bytes(path) {
-            Ok(bytes) => self.files.set(path, bytes, is_mesh_config),
+            Ok(bytes) => self.files.set(path, &bytes, is_mesh_config),
             // A folder that cannot be listed as a whole may have lost its mount: keep everything.
             Err(error) if error.kind() == ErrorKind::NotFound && self.root.is_dir() => {
                 self.files.remove(path);

@@ -7,12 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use config::RawObject;
 use config::yaml::Mark;
-use model::{Change, ObjectRef, Severity};
+use config::{Places, RawObject};
+use model::{Change, ObjectRef, Row, Severity};
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::event::{FileProblem, SourceObject, SourceUpdate, Written};
 
@@ -24,9 +25,9 @@ pub(super) const LARGEST_FILE: u64 = 16 << 20;
 pub(super) struct Files {
     source: Option<Arc<str>>,
     /// Objects of each file.
-    files: BTreeMap<PathBuf, File>,
-    /// Files of each object, the first in force.
-    holders: BTreeMap<Arc<ObjectRef>, BTreeSet<PathBuf>>,
+    files: BTreeMap<Arc<Path>, File>,
+    /// Files of each object in order, the first in force.
+    holders: BTreeMap<Arc<ObjectRef>, Vec<Arc<Path>>>,
     /// Objects that stand in several.
     twice: BTreeSet<Arc<ObjectRef>>,
     /// Objects that have to be said anew.
@@ -37,11 +38,20 @@ pub(super) struct Files {
 
 #[derive(Default)]
 struct File {
-    objects: BTreeMap<Arc<ObjectRef>, RawObject>,
+    objects: BTreeMap<Arc<ObjectRef>, Lowered>,
     problems: Vec<FileProblem>,
-    /// What was read last; none when nothing could be.
-    text: Option<Vec<u8>>,
+    /// Digest of what was read last; none when nothing could be.
+    digest: Option<u128>,
     mesh_config: bool,
+}
+
+/// An object as a file gives it. What it was written as is not kept: it takes ten times as much.
+#[derive(Clone)]
+struct Lowered {
+    rows: Vec<Row>,
+    object: Arc<SourceObject>,
+    /// Digest of all that it means.
+    digest: u128,
 }
 
 // === impl Files ===
@@ -53,8 +63,8 @@ impl Files {
     }
 
     /// Paths that are known.
-    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        self.files.keys()
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.keys().map(|path| &**path)
     }
 
     /// Whether any is in this folder.
@@ -64,16 +74,18 @@ impl Files {
     }
 
     /// A file has these bytes now.
-    pub(super) fn set(&mut self, path: &Path, bytes: Vec<u8>, mesh_config: bool) {
-        let known = self.files.get(path);
-        if known.is_some_and(|f| f.text.as_ref() == Some(&bytes) && f.mesh_config == mesh_config) {
+    pub(super) fn set(&mut self, path: &Path, bytes: &[u8], mesh_config: bool) {
+        let digest = Some(xxh3_128(bytes));
+        let known = self.files.get_key_value(path);
+        if known.is_some_and(|(_, f)| f.digest == digest && f.mesh_config == mesh_config) {
             return;
         }
-        let (objects, problems) = self.read(path, &bytes, mesh_config);
+        let path = known.map_or_else(|| Arc::from(path), |(path, _)| Arc::clone(path));
+        let (objects, problems) = self.read(&path, bytes, mesh_config);
         let objects = match objects {
             Some(objects) => objects,
             // Unreadable: keep what was there.
-            None => self.files.get(path).map(|f| f.objects.clone()).unwrap_or_default(),
+            None => self.files.get(&path).map(|f| f.objects.clone()).unwrap_or_default(),
         };
         for problem in &problems {
             let FileProblem { file, at, severity, message, .. } = problem;
@@ -83,15 +95,15 @@ impl Files {
                 Severity::Warning => tracing::warn!(%place, "{message}"),
             }
         }
-        self.replace(path, Some(File { objects, problems, text: Some(bytes), mesh_config }));
+        self.replace(&path, Some(File { objects, problems, digest, mesh_config }));
     }
 
     /// A file could not be read; it keeps what it gave.
     pub(super) fn fail(&mut self, path: &Path, why: &str) {
         let problems = vec![problem(path, Mark::default(), Severity::Error, why)];
-        let file = self.files.entry(path.to_owned()).or_default();
+        let file = self.files.entry(Arc::from(path)).or_default();
         // Whatever can be read next is news, even the same bytes.
-        file.text = None;
+        file.digest = None;
         if file.problems == problems {
             return;
         }
@@ -102,8 +114,8 @@ impl Files {
 
     /// A file is gone.
     pub(super) fn remove(&mut self, path: &Path) {
-        if self.files.contains_key(path) {
-            self.replace(path, None);
+        if let Some((path, _)) = self.files.get_key_value(path) {
+            self.replace(&Arc::clone(path), None);
         }
     }
 
@@ -119,24 +131,20 @@ impl Files {
     }
 
     fn object(&self, owner: Arc<ObjectRef>) -> (Change, Option<Arc<SourceObject>>) {
-        let holder = self.holders.get(&owner).and_then(BTreeSet::first);
-        let raw = holder.and_then(|path| self.files.get(path)?.objects.get(&owner));
-        let (Some(path), Some(raw)) = (holder, raw) else {
+        let holder = self.holders.get(&owner).and_then(|holders| holders.first());
+        let Some(lowered) = holder.and_then(|path| self.files.get(path)?.objects.get(&owner))
+        else {
             return (Change { owner, rows: Vec::new() }, None);
         };
-        let (change, problems) = config::lower(raw.clone());
-        for problem in &problems {
-            let at = raw.locate(&problem.field);
-            let place = format!("{}:{}", path.display(), at.line);
+        let Lowered { rows, object, .. } = lowered.clone();
+        for problem in &object.problems {
+            let place = object.place(&problem.field).unwrap_or_default();
             match problem.severity {
                 Severity::Error => tracing::error!(%place, "{problem}"),
                 Severity::Warning => tracing::warn!(%place, "{problem}"),
             }
         }
-        let written = Some(Written { file: path.clone(), raw: raw.clone() });
-        let object =
-            SourceObject { written, generation: raw.generation, conditions: Vec::new(), problems };
-        (change, Some(Arc::new(object)))
+        (Change { owner, rows }, Some(object))
     }
 
     /// Problems of files, and objects that stand in a file that is not the first.
@@ -147,7 +155,8 @@ impl Files {
             let mut paths = self.holders.get(owner).into_iter().flatten();
             let Some(first) = paths.next() else { continue };
             for path in paths {
-                let raw = self.files.get(path).and_then(|f| f.objects.get(owner));
+                let lowered = self.files.get(path).and_then(|f| f.objects.get(owner));
+                let places = lowered.and_then(Lowered::places);
                 let message = format!(
                     "{owner} stands in {} already; that one is in force, remove one of the two",
                     first.display()
@@ -156,7 +165,7 @@ impl Files {
                     object: Some(Arc::clone(owner)),
                     ..problem(
                         path,
-                        raw.map(|r| r.locate("")).unwrap_or_default(),
+                        places.map(|places| places.locate("")).unwrap_or_default(),
                         Severity::Error,
                         &message,
                     )
@@ -167,19 +176,19 @@ impl Files {
         all
     }
 
-    fn replace(&mut self, path: &Path, new: Option<File>) {
+    fn replace(&mut self, path: &Arc<Path>, new: Option<File>) {
         let old = self.files.remove(path).unwrap_or_default();
         let empty = BTreeMap::new();
         let objects = new.as_ref().map_or(&empty, |f| &f.objects);
-        for (owner, raw) in &old.objects {
-            if objects.get(owner).is_some_and(|o| same(o, raw)) {
+        for (owner, lowered) in &old.objects {
+            if objects.get(owner).is_some_and(|o| o.same(lowered)) {
                 continue;
             }
             self.dirty.insert(Arc::clone(owner));
         }
         for owner in old.objects.keys().filter(|owner| !objects.contains_key(*owner)) {
             if let Some(holders) = self.holders.get_mut(owner) {
-                holders.remove(path);
+                holders.retain(|holder| holder != path);
                 if holders.is_empty() {
                     self.holders.remove(owner);
                 }
@@ -187,7 +196,11 @@ impl Files {
         }
         for owner in objects.keys().filter(|owner| !old.objects.contains_key(*owner)) {
             self.dirty.insert(Arc::clone(owner));
-            self.holders.entry(Arc::clone(owner)).or_default().insert(path.to_owned());
+            let holders = self.holders.entry(Arc::clone(owner)).or_default();
+            if let Err(place) = holders.binary_search(path) {
+                holders.reserve_exact(1);
+                holders.insert(place, Arc::clone(path));
+            }
         }
         let several = |owner: &Arc<ObjectRef>| self.holders.get(owner).is_some_and(|h| h.len() > 1);
         for owner in old.objects.keys().chain(objects.keys()) {
@@ -201,7 +214,7 @@ impl Files {
         let problems = new.as_ref().map_or(&[][..], |file| &file.problems);
         self.problems_dirty |= old.problems != problems;
         if let Some(new) = new {
-            self.files.insert(path.to_owned(), new);
+            self.files.insert(Arc::clone(path), new);
         }
     }
 
@@ -209,10 +222,10 @@ impl Files {
     #[allow(clippy::type_complexity)]
     fn read(
         &self,
-        path: &Path,
+        path: &Arc<Path>,
         bytes: &[u8],
         mesh_config: bool,
-    ) -> (Option<BTreeMap<Arc<ObjectRef>, RawObject>>, Vec<FileProblem>) {
+    ) -> (Option<BTreeMap<Arc<ObjectRef>, Lowered>>, Vec<FileProblem>) {
         let kept = "; what the file gave before stays in force";
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text,
@@ -226,7 +239,7 @@ impl Files {
         let source = self.source.clone().unwrap_or_else(|| Arc::from("directory"));
         if mesh_config {
             return match config::read_mesh_config(&source, text) {
-                Ok(raw) => (Some(BTreeMap::from([(Arc::clone(&raw.owner), raw)])), Vec::new()),
+                Ok(raw) => (Some(BTreeMap::from([lowered(path, raw)])), Vec::new()),
                 Err(error) => {
                     let message = format!("not a YAML document: {}{kept}", error.message);
                     (None, vec![problem(path, error.at, Severity::Error, &message)])
@@ -252,14 +265,31 @@ impl Files {
             let message = format!("not a YAML document: {}{kept}", error.message);
             problem(path, error.at, Severity::Error, &message)
         }));
-        let objects = read.objects.into_iter().map(|raw| (Arc::clone(&raw.owner), raw)).collect();
-        ((!unreadable).then_some(objects), problems)
+        let objects = read.objects.into_iter().map(|raw| lowered(path, raw));
+        ((!unreadable).then(|| objects.collect()), problems)
     }
 }
 
-/// Whether two readings of an object are the same, place included: where it stands is shown.
-fn same(a: &RawObject, b: &RawObject) -> bool {
-    a.line_offset == b.line_offset && a.body == b.body
+// === impl Lowered ===
+
+impl Lowered {
+    /// Whether two readings are the same, place included: where it stands is shown.
+    fn same(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.places() == other.places()
+    }
+
+    fn places(&self) -> Option<&Places> {
+        self.object.written.as_ref().map(|written| &written.places)
+    }
+}
+
+fn lowered(path: &Arc<Path>, raw: RawObject) -> (Arc<ObjectRef>, Lowered) {
+    let written = Some(Written { file: Arc::clone(path), places: raw.places() });
+    let generation = raw.generation;
+    let (Change { owner, rows }, problems) = config::lower(raw);
+    let object = SourceObject { written, generation, conditions: Vec::new(), problems };
+    let digest = object.digest(&rows);
+    (owner, Lowered { rows, object: Arc::new(object), digest })
 }
 
 fn problem(file: &Path, at: Mark, severity: Severity, message: &str) -> FileProblem {
@@ -298,24 +328,24 @@ mod tests {
     #[test]
     fn a_file_that_breaks_keeps_its_objects_and_says_so() {
         let mut files = files();
-        files.set(Path::new("a.yaml"), service("a"), false);
+        files.set(Path::new("a.yaml"), &service("a"), false);
         assert_eq!(said(files.take_update()), [("Service default/a".to_owned(), true)]);
-        files.set(Path::new("a.yaml"), b"kind: [".to_vec(), false);
+        files.set(Path::new("a.yaml"), b"kind: [", false);
         let update = files.take_update().expect("problems");
         assert!(update.objects.is_empty());
         assert!(update.files.expect("files")[0].message.contains("stays in force"));
-        files.set(Path::new("a.yaml"), vec![0xff, 0xfe], false);
+        files.set(Path::new("a.yaml"), &[0xff, 0xfe], false);
         assert!(files.take_update().expect("problems").objects.is_empty());
     }
 
     #[test]
     fn a_file_that_heals_says_only_what_differs() {
         let mut files = files();
-        files.set(Path::new("a.yaml"), service("a"), false);
+        files.set(Path::new("a.yaml"), &service("a"), false);
         files.take_update();
-        files.set(Path::new("a.yaml"), b"kind: [".to_vec(), false);
+        files.set(Path::new("a.yaml"), b"kind: [", false);
         files.take_update();
-        files.set(Path::new("a.yaml"), service("a"), false);
+        files.set(Path::new("a.yaml"), &service("a"), false);
         let update = files.take_update().expect("problems are gone");
         assert!(update.objects.is_empty());
         assert_eq!(update.files.expect("files"), []);
@@ -324,9 +354,9 @@ mod tests {
     #[test]
     fn of_two_files_with_one_object_the_first_by_path_is_in_force() {
         let mut files = files();
-        files.set(Path::new("b.yaml"), service("x"), false);
+        files.set(Path::new("b.yaml"), &service("x"), false);
         files.take_update();
-        files.set(Path::new("a.yaml"), service("x"), false);
+        files.set(Path::new("a.yaml"), &service("x"), false);
         let update = files.take_update().expect("changed");
         assert_eq!(file_of(&update), Path::new("a.yaml"));
         assert_eq!(update.files.expect("files")[0].file, Path::new("b.yaml"));
@@ -338,19 +368,19 @@ mod tests {
     #[test]
     fn a_file_that_could_not_be_read_and_now_can_is_news_even_when_it_is_empty() {
         let mut files = files();
-        files.set(Path::new("a.yaml"), Vec::new(), false);
+        files.set(Path::new("a.yaml"), &[], false);
         files.fail(Path::new("a.yaml"), "no permission");
         assert_eq!(files.take_update().and_then(|u| u.files).map(|f| f.len()), Some(1));
         files.fail(Path::new("a.yaml"), "no permission");
         assert!(files.take_update().is_none(), "said once");
-        files.set(Path::new("a.yaml"), Vec::new(), false);
+        files.set(Path::new("a.yaml"), &[], false);
         assert_eq!(files.take_update().and_then(|u| u.files).map(|f| f.len()), Some(0));
     }
 
     #[test]
     fn a_file_that_goes_takes_its_objects_along() {
         let mut files = files();
-        files.set(Path::new("a.yaml"), service("a"), false);
+        files.set(Path::new("a.yaml"), &service("a"), false);
         files.take_update();
         files.remove(Path::new("a.yaml"));
         assert_eq!(said(files.take_update()), [("Service default/a".to_owned(), false)]);

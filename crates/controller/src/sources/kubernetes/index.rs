@@ -6,7 +6,6 @@
 //! **Invariant:** keeps no object: what is in force is in the engine, and here is its digest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::Hash;
 use std::sync::Arc;
 
 use config::yaml::Node;
@@ -14,12 +13,11 @@ use config::{Known, RawObject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ApiResource;
 use kube::core::DynamicResourceScope;
-use model::{Change, ObjectRef, Problem, Severity};
+use model::{Change, ObjectRef, Severity};
 use serde::{Deserialize, Deserializer};
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::event::SourceObject;
-use crate::status::conditions::{self, Condition};
+use crate::status::conditions;
 
 /// Of which source every object here is.
 const SOURCE: &str = "kubernetes";
@@ -203,39 +201,23 @@ impl Index {
         let conditions = if has_status { conditions::read(&raw.body) } else { Vec::new() };
         let owner = Arc::clone(&raw.owner);
         let (change, problems) = config::lower(raw);
-        let digest = digest(&change, &problems, generation, &conditions);
+        let object = SourceObject { written: None, generation, conditions, problems };
+        let digest = object.digest(&change.rows);
         let known = self.known.insert(key, (owner, digest));
         if known.is_some_and(|(_, before)| before == digest) {
             return None;
         }
-        for problem in &problems {
+        for problem in &object.problems {
             match problem.severity {
                 Severity::Error => tracing::error!("{problem}"),
                 Severity::Warning => tracing::warn!("{problem}"),
             }
         }
-        Some((
-            change,
-            Some(Arc::new(SourceObject { written: None, generation, conditions, problems })),
-        ))
+        Some((change, Some(Arc::new(object))))
     }
 
     fn remove(&mut self, key: &Key) -> Option<Said> {
         let (owner, _) = self.known.remove(key)?;
         Some((Change { owner, rows: Vec::new() }, None))
     }
-}
-
-/// Equal for objects that mean the same to us.
-fn digest(
-    change: &Change,
-    problems: &[Problem],
-    generation: Option<i64>,
-    conditions: &[Condition],
-) -> u128 {
-    let mut hasher = Xxh3::new();
-    change.rows.hash(&mut hasher);
-    problems.hash(&mut hasher);
-    (generation, conditions).hash(&mut hasher);
-    hasher.digest128()
 }
