@@ -13,17 +13,14 @@ mod wire;
 
 use std::convert::Infallible;
 use std::future::{Ready, pending, ready};
-use std::marker::PhantomData;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Buf as _;
 use envoy_api::ResourceType;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tonic::codec::{DecodeBuf, Decoder, Streaming};
 use tonic::{Code, Status};
 
 use crate::chunks::parts;
@@ -33,11 +30,8 @@ use crate::session::Settings;
 use crate::stats::Stats;
 use crate::streams::{Registered, Streams};
 use body::StreamBody;
-use intake::{Counted, Intake};
+use intake::Requests;
 use wire::{Outgoing, WireDeltaRequest, WireRequest, WireSotwRequest};
-
-/// Bytes before each message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
 
 const SERVICE: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
 
@@ -79,17 +73,11 @@ pub struct XdsServer<C> {
     options: Arc<Options>,
 }
 
-/// Decodes any message; the generated codecs are tied to generated types.
-struct MessageDecoder<M> {
-    intake: Arc<Intake>,
-    message: PhantomData<fn() -> M>,
-}
-
 /// What one stream task works with.
 struct StreamTask<C, W> {
     connector: Arc<C>,
     options: Arc<Options>,
-    requests: Streaming<W>,
+    requests: Requests<W>,
     extensions: http::Extensions,
     messages: mpsc::Sender<Outgoing>,
 }
@@ -148,10 +136,6 @@ impl<C: Connector> XdsServer<C> {
         request: http::Request<tonic::body::Body>,
     ) -> http::Response<tonic::body::Body> {
         let (head, body) = request.into_parts();
-        let limit = Some(self.options.request_bytes);
-        let intake = Intake::new(self.options.stats.clone(), self.options.intake_bytes);
-        let body = Counted::new(body, intake.clone());
-        let decoder = MessageDecoder { intake, message: PhantomData };
         // One response: when full, the session is not asked for the next one, which will then
         // carry the newest state.
         let (messages, received) = mpsc::channel(1);
@@ -159,7 +143,7 @@ impl<C: Connector> XdsServer<C> {
         let task = StreamTask::<C, W> {
             connector: self.connector.clone(),
             options: self.options.clone(),
-            requests: Streaming::new_request(decoder, body, None, limit),
+            requests: Requests::new(body, self.options.clone()),
             extensions: head.extensions,
             messages,
         };
@@ -200,20 +184,6 @@ impl<C: Connector> tower::Service<http::Request<tonic::body::Body>> for XdsServe
             _ => Status::unimplemented("only ADS is served").into_http(),
         };
         ready(Ok(response))
-    }
-}
-
-// === impl MessageDecoder ===
-
-impl<M: WireRequest> Decoder for MessageDecoder<M> {
-    type Item = M;
-    type Error = Status;
-
-    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        self.intake.complete(PREFIX + bytes.remaining());
-        let message = M::decode(bytes);
-        let message = message.map_err(|e| Status::invalid_argument(format!("bad request: {e}")))?;
-        Ok(Some(message))
     }
 }
 
