@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     events_dropped: IntCounter,
     stale: IntGauge,
     intake_bytes: IntGauge,
+    waiting: IntGauge,
     objects: IntGaugeVec,
     services: IntGauge,
     virtual_services: IntGauge,
@@ -121,6 +122,7 @@ impl Metrics {
             )?,
             stale: gauge("heddle_xds_stale_proxies", "Proxies with an overdue response")?,
             intake_bytes: gauge("heddle_xds_intake_bytes", "Bytes of requests not yet whole")?,
+            waiting: gauge("heddle_xds_waiting_proxies", "Proxies that wait to be taken in")?,
             objects: IntGaugeVec::new(Opts::new("heddle_objects", "Objects by kind"), &["kind"])?,
             services: gauge("pilot_services", "Services")?,
             virtual_services: gauge("pilot_virt_services", "VirtualServices")?,
@@ -151,6 +153,7 @@ impl Metrics {
             &metrics.proxies,
             &metrics.stale,
             &metrics.intake_bytes,
+            &metrics.waiting,
             &metrics.services,
             &metrics.virtual_services,
             &metrics.ready,
@@ -206,8 +209,9 @@ impl Metrics {
         self.proxies.set(count(streams.len()));
         let stale = streams.iter().filter(|s| s.types.iter().any(|t| t.stale)).count();
         self.stale.set(count(stale));
-        let intake = self.stats.intake_bytes.get();
-        self.intake_bytes.set(i64::try_from(intake).unwrap_or(i64::MAX));
+        let set = |gauge: &IntGauge, n: u64| gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        set(&self.intake_bytes, self.stats.intake_bytes.get());
+        set(&self.waiting, self.stats.waiting.get());
         let world = self.shared.world.load();
         self.objects.reset();
         for owner in world.objects.keys() {

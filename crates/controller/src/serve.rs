@@ -42,6 +42,9 @@ const STREAM_EVENTS: usize = 1024;
 const STREAMS: u32 = 1024;
 /// Streams of a connection that may be reset for the client's mistakes, before it is ended.
 const RESETS: usize = 1024;
+/// Bytes of requests of a stream that may come before it is read: who waits to be taken in takes no
+/// more.
+const WINDOW: u32 = 64 << 10;
 /// How long streams may take to end once they were told to.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -247,6 +250,7 @@ async fn serve_xds(
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .initial_stream_window_size(Some(WINDOW))
         // Without these tonic has no limit.
         .max_concurrent_streams(STREAMS)
         .http2_max_local_error_reset_streams(Some(RESETS))

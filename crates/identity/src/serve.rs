@@ -42,6 +42,9 @@ const HANDSHAKES: usize = 1024;
 const FIRST_CALL: Duration = Duration::from_secs(20);
 /// Time for the next request of an HTTP/1.1 connection, head and all.
 const NEXT_REQUEST: Duration = Duration::from_secs(120);
+/// Bytes of requests of a stream that may come before it is read, which may take a while when
+/// thousands come at once.
+const WINDOW: u32 = 64 << 10;
 
 /// The gRPC status of callers who are not believed.
 const UNAUTHENTICATED: &[u8] = b"16";
@@ -173,6 +176,7 @@ where
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10))
+        .initial_stream_window_size(WINDOW)
         // An agent has a few; a storm of certificate requests shares one connection too.
         .max_concurrent_streams(1024);
     let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));

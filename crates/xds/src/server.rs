@@ -7,6 +7,7 @@
 //! **Invariant:** decides nothing about delivery; no lock is held across `.await`; every task is
 //! owned by the body it fills.
 
+mod admission;
 mod body;
 mod intake;
 mod wire;
@@ -29,6 +30,7 @@ use crate::publication::ScopeId;
 use crate::session::Settings;
 use crate::stats::Stats;
 use crate::streams::{Registered, Streams};
+use admission::{Admission, Place};
 use body::StreamBody;
 use intake::Requests;
 use wire::{Outgoing, WireDeltaRequest, WireRequest, WireSotwRequest};
@@ -47,6 +49,10 @@ pub struct Options {
     /// Bytes of requests that came in part, of all streams together. Above it a stream ends that
     /// holds more than a 64th of this.
     pub intake_bytes: usize,
+    /// Memory for streams that are being taken in, in bytes: who comes when it is used up waits.
+    pub building_bytes: usize,
+    /// How long a proxy that is being taken in may keep others waiting without a word.
+    pub building_patience: Duration,
     /// Names that a stream may subscribe to, in bytes of all of them together: each costs memory
     /// whether or not it exists.
     pub name_bytes: usize,
@@ -71,12 +77,14 @@ pub struct Options {
 pub struct XdsServer<C> {
     connector: Arc<C>,
     options: Arc<Options>,
+    admission: Arc<Admission>,
 }
 
 /// What one stream task works with.
 struct StreamTask<C, W> {
     connector: Arc<C>,
     options: Arc<Options>,
+    admission: Arc<Admission>,
     requests: Requests<W>,
     extensions: http::Extensions,
     messages: mpsc::Sender<Outgoing>,
@@ -109,6 +117,8 @@ impl Options {
             identifier: identifier.into(),
             request_bytes: 64 << 20,
             intake_bytes: 256 << 20,
+            building_bytes: 64 << 20,
+            building_patience: Duration::from_millis(250),
             name_bytes: 32 << 20,
             max_age: None,
             write_limit: Duration::from_secs(60),
@@ -127,7 +137,8 @@ impl<C: Connector> XdsServer<C> {
     /// A service that admits proxies by this connector.
     pub fn new(connector: Arc<C>, options: Options) -> Self {
         let options = Arc::new(options);
-        Self { connector, options }
+        let admission = Arc::new(Admission::new(options.clone()));
+        Self { connector, options, admission }
     }
 
     /// Start the task of a stream; its body owns it.
@@ -143,6 +154,7 @@ impl<C: Connector> XdsServer<C> {
         let task = StreamTask::<C, W> {
             connector: self.connector.clone(),
             options: self.options.clone(),
+            admission: self.admission.clone(),
             requests: Requests::new(body, self.options.clone()),
             extensions: head.extensions,
             messages,
@@ -158,7 +170,12 @@ impl<C: Connector> XdsServer<C> {
 
 impl<C> Clone for XdsServer<C> {
     fn clone(&self) -> Self {
-        Self { connector: self.connector.clone(), options: self.options.clone() }
+        let Self { connector, options, admission } = self;
+        Self {
+            connector: connector.clone(),
+            options: options.clone(),
+            admission: admission.clone(),
+        }
     }
 }
 
@@ -203,7 +220,9 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
     }
 
     async fn serve(&mut self) -> Result<(), Status> {
-        let Some(first) = self.requests.message().await? else {
+        let _more = self.requests.more().await?;
+        let mut place = self.admission.enter().await;
+        let Some(first) = self.first(&mut place).await? else {
             return Ok(());
         };
         if *self.options.shutdown.borrow() {
@@ -253,7 +272,10 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                     ending.as_mut().reset(earliest);
                 }
                 request = self.requests.message(), if has_view => match request? {
-                    Some(request) => self.on_request(&mut admitted, request).await?,
+                    Some(request) => {
+                        place.heard();
+                        self.on_request(&mut admitted, request).await?;
+                    }
                     None => return Ok(()),
                 },
                 scope = admitted.connection.scope.changed() => match scope {
@@ -261,6 +283,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                     Err(_) => return Err(Status::unavailable("withdrawn by the control plane")),
                 },
                 () = changed(&mut admitted.views) => admitted.review(),
+                () = until(place.until()) => place.leave(),
                 () = until(deadline) => {
                     let stream = &admitted.registered.stream;
                     stream.state().machine.on_timer(stream.now());
@@ -269,6 +292,7 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                     // Closed = the client is gone; the body is about to drop this task.
                     let Ok(permit) = permit else { return Ok(()) };
                     if let Some(message) = self.next_message(&mut admitted) {
+                        place.heard();
                         permit.send(message);
                     }
                     blocked_since = None;
@@ -276,7 +300,33 @@ impl<C: Connector, W: WireRequest> StreamTask<C, W> {
                 () = until(unread) => return Err(self.unread(&admitted)),
             }
             self.report(&admitted);
+            if place.until().is_some() {
+                self.may_leave(&admitted, &mut place);
+            }
         }
+    }
+
+    /// The first request. Who sends it by and by loses its place.
+    async fn first(&mut self, place: &mut Place) -> Result<Option<W>, Status> {
+        loop {
+            tokio::select! {
+                biased;
+                first = self.requests.message() => return first,
+                () = until(place.until()) => place.leave(),
+            }
+        }
+    }
+
+    /// Others are next once the proxy has caught up.
+    fn may_leave(&self, admitted: &Admitted, place: &mut Place) {
+        let stream = &admitted.registered.stream;
+        let state = stream.state();
+        if !state.machine.has_caught_up() {
+            return;
+        }
+        place.leave();
+        let view = state.scope.and_then(|scope| admitted.connection.publisher.view(scope));
+        view.iter().for_each(|view| self.admission.learn(view));
     }
 
     /// Check the first request and ask the controller about the proxy.

@@ -1,6 +1,6 @@
 //! Counters for metrics: plain atomics, read by whoever exports them.
 //!
-//! **Invariant:** only ever grow, except `streams` and `intake_bytes`.
+//! **Invariant:** only ever grow, except `streams`, `waiting` and `intake_bytes`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +15,8 @@ pub struct Counter(AtomicU64);
 pub struct Stats {
     /// Streams open now.
     pub streams: Counter,
+    /// Streams that wait until others are taken in.
+    pub waiting: Counter,
     /// Streams ever opened.
     pub streams_opened: Counter,
     /// Streams turned away by the connector.

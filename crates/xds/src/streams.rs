@@ -217,6 +217,13 @@ impl Machine {
         }
     }
 
+    pub(crate) fn has_caught_up(&self) -> bool {
+        match self {
+            Self::Delta(session) => session.has_caught_up(),
+            Self::Sotw(session) => session.has_caught_up(),
+        }
+    }
+
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         match self {
             Self::Delta(session) => session.next_deadline(),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, BytesMut};
 use http_body::Body as _;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::Options;
 use super::wire::WireRequest;
@@ -50,16 +50,22 @@ impl<W: WireRequest> Requests<W> {
             if let Some(request) = self.read()? {
                 return Ok(Some(request));
             }
-            let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await;
-            match frame.transpose() {
-                Ok(Some(frame)) => match frame.into_data() {
-                    Ok(data) => self.take(&data)?,
-                    Err(_trailers) => return self.end(),
-                },
-                Ok(None) => return self.end(),
-                Err(status) if status.code() == Code::Cancelled => return Ok(None),
-                Err(status) => return Err(status),
+            if !self.more().await? {
+                return self.end();
             }
+        }
+    }
+
+    /// Wait for more bytes of requests. False when there will be none.
+    pub(super) async fn more(&mut self) -> Result<bool, Status> {
+        let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await;
+        match frame.transpose() {
+            Ok(Some(frame)) => match frame.into_data() {
+                Ok(data) => self.take(&data).map(|()| true),
+                Err(_trailers) => Ok(false),
+            },
+            Ok(None) => Ok(false),
+            Err(status) => Err(status),
         }
     }
 

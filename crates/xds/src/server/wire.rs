@@ -293,6 +293,9 @@ mod tests {
 
     use super::*;
 
+    /// Number of the field of a node that is a map.
+    const DYNAMIC_PARAMETERS: u8 = 12;
+
     fn node() -> Node {
         let named = |n: usize| Extension { name: format!("x{n}"), ..Extension::default() };
         Node {
@@ -318,7 +321,8 @@ mod tests {
         fn whatever_a_node_is_made_of_it_is_read_as_prost_reads_it(
             cut in 0..400_usize,
             at in 0..400_usize,
-            byte in any::<u8>(),
+            // prost takes the entry of a map for one whatever its wire type is.
+            byte in any::<u8>().prop_filter("a map", |byte| byte >> 3 != DYNAMIC_PARAMETERS),
         ) {
             let mut bytes = node().encode_to_vec();
             let length = bytes.len();

@@ -190,6 +190,13 @@ impl Session {
         self.dirty || !self.outbox.is_empty()
     }
 
+    /// Whether the proxy asked for its listeners, which it does last, and has accepted or refused
+    /// all that it was sent.
+    pub fn has_caught_up(&self) -> bool {
+        let sent = self.types.iter().any(|state| !state.sent.is_empty());
+        self.state(ResourceType::Listener).seen && !sent && !self.wants_output()
+    }
+
     /// When to call `on_timer`, at the latest.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.deadline

@@ -93,6 +93,11 @@ impl SotwSession {
         self.core.wants_output()
     }
 
+    /// As [`Session::has_caught_up`].
+    pub fn has_caught_up(&self) -> bool {
+        self.core.has_caught_up()
+    }
+
     /// As [`Session::next_deadline`].
     pub fn next_deadline(&self) -> Option<Duration> {
         self.core.next_deadline()

@@ -2,6 +2,7 @@
 //! R66, R85, R91–R95, R99, R101, R104).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use envoy_api::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
-use xds::{EncodedResource, ResourceType, ScopeId};
+use xds::{EncodedResource, Options, ResourceType, ScopeId};
 
 use super::dsl::*;
 use super::server::*;
@@ -240,6 +241,59 @@ async fn r93_many_cold_connects_at_once_all_get_everything() {
     println!("{CLIENTS} cold connects served in {:?}", began.elapsed());
     server.streams(CLIENTS).await;
     assert_eq!(server.stats.responses(Cds).get(), CLIENTS as u64, "one answer each");
+}
+
+/// A server that takes in one stream after the other, and waits so long for its proxy.
+async fn one_after_the_other(patience: Duration) -> Arc<Running> {
+    let all = [resource(Cds, "c", 1), resource(Lds, "l", 1)];
+    let options = |options| Options { building_bytes: 1, building_patience: patience, ..options };
+    Arc::new(serve_with(true, all, options).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r93_cold_connects_are_taken_in_one_after_the_other() {
+    const CLIENTS: usize = 20;
+    let server = one_after_the_other(10 * LIMIT).await;
+    let inside = Arc::new(AtomicUsize::new(0));
+    let connect = |i: usize| {
+        let (server, inside) = (Arc::clone(&server), Arc::clone(&inside));
+        tokio::spawn(async move {
+            let mut client = server.connected(&format!("n{i}")).await;
+            let clusters = client.response().await;
+            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "another one is not ready");
+            client.ack(&clusters, None).await;
+            client.send(request(None, Lds)).await;
+            let listeners = client.response().await;
+            inside.fetch_sub(1, Ordering::SeqCst);
+            client.ack(&listeners, None).await;
+            client
+        })
+    };
+    let clients: Vec<_> = (0..CLIENTS).map(connect).collect();
+    let mut kept = Vec::new();
+    for client in clients {
+        kept.push(client.await.expect("no panic"));
+    }
+    assert_eq!(server.stats.waiting.get(), 0);
+    // Who was taken in waits for nobody.
+    let _busy = server.connected("busy").await;
+    server.gate.publisher.publish(publication(2, view([resource(Cds, "c", 2)])));
+    for client in &mut kept {
+        assert_eq!(names(&client.response().await), ["c"]);
+    }
+}
+
+#[tokio::test]
+async fn r91_who_is_taken_in_and_says_nothing_lets_others_go_first() {
+    let server = one_after_the_other(Duration::from_millis(20)).await;
+    let mut frozen = server.connected("frozen").await;
+    let mut other = server.connected("other").await;
+    assert_eq!(names(&other.response().await), ["c"]);
+    // It lost its place, not its stream.
+    let response = frozen.response().await;
+    frozen.ack(&response, None).await;
+    frozen.send(request(None, Lds)).await;
+    assert_eq!(names(&frozen.response().await), ["l"]);
 }
 
 #[tokio::test]
