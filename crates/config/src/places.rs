@@ -1,6 +1,8 @@
 //! Where the fields of an object stand, kept when its values are not.
 //!
-//! In: a tree. Out: the place of a path in it, the same as the tree would say.
+//! In: a tree. Out: the place of a path in it.
+//!
+//! **Invariant:** says the same as the tree.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
