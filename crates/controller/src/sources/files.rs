@@ -45,7 +45,7 @@ struct File {
     mesh_config: bool,
 }
 
-/// An object as a file gives it. What it was written as is not kept: it takes ten times as much.
+/// An object as a file gives it. What it was written as is not kept: that takes far more.
 #[derive(Clone)]
 struct Lowered {
     rows: Vec<Row>,
